@@ -1,0 +1,60 @@
+"""`affectgpt <command>`: parse arguments, call the library, print.
+
+Each command is a module beside this one with a one-line docstring (its help), `add_arguments(parser)` and
+`run(args) -> int` (the exit status). A command's module is imported only when it is called, so `affectgpt score`
+never loads jax.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from affectgpt_jax.errors import UserError
+from affectgpt_jax.version import __version__
+
+COMMANDS = {
+    "synth": "write a synthetic corpus of talking faces in the MER2025 layout",
+    "towers": "train the demo's small vision and audio towers and its tokenizer",
+    "prepare": "decode and encode a corpus into feature shards",
+    "train": "train a model",
+    "evaluate": "answer a corpus split and score the answers",
+    "predict": "answer questions about your own clips",
+    "report": "write a run's HTML report",
+    "score": "score prediction files on MER-UniBench",
+    "wheel": "show how words map onto the emotion wheels",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+      argv: the words after the program's name; `sys.argv[1:]` when None.
+
+    Returns:
+      Exit status: 0 done, 1 done with findings the command was asked to fail on, 2 a usage or user error,
+      130 interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = argv[0] if argv and argv[0] in COMMANDS else None
+    about = "Emotion understanding with a multimodal language model, in JAX."
+    parser = argparse.ArgumentParser(prog="affectgpt", description=about)
+    parser.add_argument("--version", action="version", version=f"affectgpt {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="<command>", required=True)
+    for command, help_text in COMMANDS.items():
+        sub = commands.add_parser(command, help=help_text, description=help_text)
+        if command == name:
+            module = importlib.import_module(f"affectgpt_jax.cli.{command}")
+            sub.description = module.__doc__
+            sub.formatter_class = argparse.RawDescriptionHelpFormatter
+            module.add_arguments(sub)
+    args = parser.parse_args(argv)
+    try:
+        return module.run(args)
+    except UserError as error:
+        print(f"affectgpt {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"affectgpt {args.command}: interrupted", file=sys.stderr)
+        return 130

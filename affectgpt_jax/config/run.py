@@ -1,0 +1,170 @@
+"""Settings of a run: where weights and data come from, how it trains, where it writes."""
+
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from affectgpt_jax.config.base import Section
+from affectgpt_jax.config.networks import ModelConfig
+from affectgpt_jax.data.prompts import needs
+
+Compat = Literal["strict", "reference"]
+Rate = float
+
+
+class WeightsConfig(Section):
+    """Hugging Face folders. What they hold decides sizes wherever a folder is named."""
+
+    vision: str | None = Field(default=None, description="CLIP folder; needed to prepare a corpus and to predict")
+    audio: str | None = Field(default=None, description="HuBERT folder; needed to prepare a corpus and to predict")
+    language: str | None = Field(default=None, description="Qwen2 folder; None starts from random weights")
+    tokenizer: str = Field(default="", description="tokenizer folder; empty takes the one in `language`")
+
+
+class PrepareConfig(Section):
+    """From a corpus of clips to feature shards."""
+
+    corpus: str = Field(default="", description="folder in the MER2025 layout")
+    streams: tuple[str, ...] = Field(default=("face@8", "audio@8"), description="feature streams, name@frames")
+    missing: Literal["keep", "drop"] = Field(default="keep", description="clips that lack a modality")
+    batch_clips: PositiveInt = 16
+    shard_clips: PositiveInt = 4096
+    decode_threads: PositiveInt = 2
+
+
+class DropoutRates(Section):
+    """How often training hides a modality that is there, drawn anew for each sample and epoch."""
+
+    face: Rate = Field(default=0.0, ge=0, lt=1)
+    frame: Rate = Field(default=0.0, ge=0, lt=1)
+    audio: Rate = Field(default=0.0, ge=0, lt=1)
+    text: Rate = Field(default=0.0, ge=0, lt=1)
+
+
+class DataConfig(Section):
+    """Samples and rows."""
+
+    shards: str = Field(default="", description="folder that `prepare` wrote")
+    source: Literal["features", "media"] = Field(
+        default="features", description="prepared features, or clips decoded and encoded in the loop"
+    )
+    split: str = "train"
+    label_types: tuple[Literal["ovlabel", "description"], ...] = ("ovlabel", "description")
+    label_weights: tuple[PositiveFloat, ...] = Field(default=(1.0, 1.0), description="how often each type is asked")
+    hide: DropoutRates = DropoutRates()
+    max_length: PositiveInt = Field(default=1024, description="longest prompt plus answer, in tokens")
+    row_length: PositiveInt = Field(default=2048, description="tokens of a row")
+    row_samples: PositiveInt = Field(default=16, description="samples of a row at most; 1 packs nothing")
+    row_targets: PositiveInt = Field(default=1024, description="target tokens of a row at most")
+    weighting: Literal["token", "sample", "reference"] = "token"
+    window: PositiveInt = Field(default=512, description="samples among which rows are packed")
+    threads: NonNegativeInt = Field(default=2, description="reading threads")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.label_weights) != len(self.label_types):
+            raise ValueError(
+                f"label_weights has {len(self.label_weights)} entries, label_types {len(self.label_types)}; one each"
+            )
+        if self.max_length + 2 > self.row_length:
+            raise ValueError(
+                f"max_length={self.max_length} plus two special tokens exceeds row_length={self.row_length}; "
+                f"use max_length={self.row_length - 2}"
+            )
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW and its learning rate (SPEC 2.7)."""
+
+    peak: PositiveFloat = 1e-5
+    end: float = Field(default=1e-5, ge=0)
+    warmup_start: float = Field(default=1e-6, ge=0)
+    warmup_steps: NonNegativeInt = 5000
+    epoch_steps: PositiveInt = Field(
+        default=5000, description="steps of one of the reference's epochs; only its own schedule looks at it"
+    )
+    schedule: Compat = Field(default="strict", description="`reference` restarts the warm-up as the original does")
+    weight_decay: float = Field(default=0.05, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    eps: PositiveFloat = 1e-8
+    clip_norm: PositiveFloat | None = None
+
+
+class MeshConfig(Section):
+    """Device counts along each axis; -1 takes what the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        if sum(size == -1 for size in sizes.values()) > 1 or any(size == 0 or size < -1 for size in sizes.values()):
+            raise ValueError(f"{sizes}: sizes are positive, and at most one is -1")
+        return self
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    output: str = Field(default="", description="run folder; empty is runs/<name>")
+    steps: PositiveInt = Field(default=300_000, description="optimizer steps")
+    rows: PositiveInt = Field(default=3, description="rows of a batch, over all devices")
+    accumulate: PositiveInt = Field(default=1, description="batches of one optimizer step")
+    trainable: tuple[str, ...] = Field(
+        default=(r"^fusion/", r"/lora_[ab]$"), description="regular expressions of the parameters that are trained"
+    )
+    optimizer: OptimizerConfig = OptimizerConfig()
+    seed: int = Field(default=42, description="initial weights, order of samples and dropout follow from it")
+    dropout: bool = Field(default=True, description="adapter and Q-Former dropout")
+    checkpoint_every: PositiveInt = 5000
+    keep: PositiveInt = Field(default=3, description="latest checkpoints kept")
+    log_every: PositiveInt = 10
+
+
+class EvaluateConfig(Section):
+    """Answering a split."""
+
+    split: str = "test"
+    batch: PositiveInt = 32
+    max_new: PositiveInt = Field(default=64, description="tokens of an answer at most")
+    question: str = "ovlabel"
+
+
+class RunConfig(Section):
+    """Everything a run is."""
+
+    name: str = "run"
+    compat: Compat = Field(default="strict", description="`reference` reproduces the original's quirks")
+    model: ModelConfig = ModelConfig()
+    weights: WeightsConfig = WeightsConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        counts = dict(stream.split("@") for stream in self.prepare.streams)
+        wanted = needs(self.model.mode)
+        lost = [stream for stream in wanted.streams if stream not in counts and stream != "image"]
+        if lost:
+            raise ValueError(
+                f"prepare.streams={list(self.prepare.streams)} lacks {', '.join(lost)}, which "
+                f"model.mode={self.model.mode} needs; add {', '.join(f'{stream}@8' for stream in lost)}"
+            )
+        tables = {"face": "video", "frame": "video", "audio": "audio"}
+        for stream in wanted.streams:
+            table = tables.get(stream)
+            if table and getattr(self.model, table) == "qformer" and stream in wanted.soft:
+                size = getattr(self.model.positions, table)
+                if int(counts[stream]) > size:
+                    raise ValueError(
+                        f"prepare.streams has {stream}@{counts[stream]}, more than the Q-Former's position table "
+                        f"model.positions.{table}={size} holds; use {stream}@{size} or fewer"
+                    )
+        return self

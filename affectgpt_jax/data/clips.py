@@ -1,0 +1,104 @@
+"""From the files of a clip to what an encoder reads: the one way for preparation, training on media and prediction.
+
+What reaches the encoders is what the reference feeds them when it answers about a single clip: the same frames, the
+same pixels, clips of sound without their mean (QUIRKS 2), normalised over the clips of this one sample (QUIRKS 1).
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from affectgpt_jax.data.media import (
+    FRAME_SIZE,
+    AbsentStream,
+    read_audio,
+    read_faces,
+    read_frames,
+)
+from affectgpt_jax.data.preprocess import (
+    SAMPLE_RATE,
+    audio_clips,
+    mono,
+    normalise_audio,
+    pick_faces,
+)
+from affectgpt_jax.data.shard_schema import Stream
+from affectgpt_jax.errors import UserError
+
+AUDIO_SECONDS = 2.0
+"""Length of one clip of sound."""
+
+PREPROCESSING = {
+    "frame": f"v1: {FRAME_SIZE}x{FRAME_SIZE} bilinear in YUV, RGB, upright, spread evenly over the video",
+    "face": f"v1: stored crops, {FRAME_SIZE}x{FRAME_SIZE} bilinear, channels as stored, spread evenly over the crops",
+    "audio": f"v1: {SAMPLE_RATE} Hz, channels averaged, {AUDIO_SECONDS:g} s clips spread evenly, without their means, "
+    "normalised over the clips of the sample",
+}
+"""What is done to each modality before its encoder, with a version: part of the provenance of features."""
+
+
+class ClipFiles(NamedTuple):
+    """The files of a clip; None for what it lacks.
+
+    Attributes:
+        video: any container that FFmpeg reads.
+        audio: a sound file. Without one the sound is that of the video.
+        faces: face crops, .npy uint8 [n, h, w, 3].
+    """
+
+    video: Path | None = None
+    audio: Path | None = None
+    faces: Path | None = None
+
+    def source(self, modality: str) -> Path | None:
+        """The file that a modality is read from.
+
+        Raises:
+            UserError: no such modality.
+        """
+        sources = {
+            "frame": self.video,
+            "face": self.faces,
+            "audio": self.audio or self.video,
+        }
+        if modality not in sources:
+            raise UserError(f"A clip has no modality {modality!r}, only {', '.join(sources)}.")
+        return sources[modality]
+
+
+def read_modality(files: ClipFiles, stream: Stream) -> np.ndarray | None:
+    """Reads what the encoder of a stream needs of a clip.
+
+    Args:
+        files: the clip's files.
+        stream: the stream; its count is the number of frames, faces or clips of sound.
+
+    Returns:
+        `frame` and `face`: uint8 [count, 224, 224, 3]. `audio`: float32 [count, 32000]. None if the clip lacks the
+        modality: there is no file, or the file is sound but has no picture or no sound track.
+
+    Raises:
+        MediaError: the file is broken.
+        UserError: no such modality.
+    """
+    path = files.source(stream.modality)
+    if path is None:
+        return None
+    try:
+        match stream.modality:
+            case "frame":
+                return read_frames(path, stream.count)
+            case "face":
+                return pick_faces(read_faces(path), stream.count, FRAME_SIZE)
+            case _:
+                samples = mono(read_audio(path).samples)
+                clips = audio_clips(
+                    samples,
+                    clips=stream.count,
+                    seconds=AUDIO_SECONDS,
+                    compat="reference",
+                )
+                return normalise_audio(clips)
+    except AbsentStream:
+        return None

@@ -1,0 +1,168 @@
+"""AffectGPT: encoder features to soft tokens, soft tokens among the words, a language model over both.
+
+B rows, T tokens, N targets a row, S samples a row, K soft tokens a sample, D width of the language model.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from affectgpt_jax.config.networks import ModelConfig
+from affectgpt_jax.data.batch import STREAMS, Batch
+from affectgpt_jax.data.prompts import needs
+from affectgpt_jax.models.decoder import Cache, Decoder
+from affectgpt_jax.models.fusion import ImageFusion, StreamFusion
+from affectgpt_jax.models.prefusion import Prefusion
+from affectgpt_jax.ops.losses import TargetLoss, target_loss
+
+Features = dict[str, Float[Array, "B S t F"]]
+Present = dict[str, Bool[Array, "B S"]]
+
+LOSS_CHUNK = 64
+"""Targets a row whose logits exist at a time."""
+
+
+class Fusion(nn.Module):
+    """All that lies between encoder features and the language model."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        c = self.config
+        width = c.decoder.width
+        stream = lambda kind, tokens, table, features: StreamFusion(  # noqa: E731
+            kind, tokens, table, c.qformer, features, width
+        )
+        self.video = stream(c.video, c.tokens.video, c.positions.video, c.vision_width)
+        self.audio = stream(c.audio, c.tokens.audio, c.positions.audio, c.audio_width)
+        self.image = ImageFusion(c.image, c.tokens.image, width)
+        self.multi = Prefusion(c)
+        if c.absent:
+            self.absent = {
+                name: self.param(
+                    f"absent_{name}",
+                    nn.initializers.normal(0.02),
+                    (c.audio_width if name == "audio" else c.vision_width,),
+                )
+                for name in STREAMS
+            }
+
+    def __call__(self, features: Features, present: Present) -> Float[Array, "B S K D"]:
+        """Soft tokens of every sample, in the order of `SOFT_ORDER`.
+
+        Args:
+          features: encoder outputs; those of the streams the mode uses.
+          present: False where a sample lacks the stream. Its features are replaced by the learned absent feature if
+            the model has one; otherwise they are used as they are (the data keep such samples out).
+        """
+        wanted = needs(self.config.mode)
+        streams = {}
+        for name in wanted.streams:
+            x = features[name]
+            if self.config.absent:
+                x = jnp.where(present[name][..., None, None], x, self.absent[name].astype(x.dtype))
+            streams[name] = x.astype(jnp.float32).reshape(-1, *x.shape[2:])
+        tokens = []
+        for name in wanted.soft:
+            if name == "multi" and wanted.fused:
+                tokens.append(self.multi(streams[wanted.fused], streams["audio"]))
+            else:
+                tokens.append(getattr(self, "video" if name in ("face", "frame") else name)(streams[name]))
+        joined = jnp.concatenate(tokens, axis=1)
+        return joined.reshape(*next(iter(features.values())).shape[:2], *joined.shape[1:])
+
+    def everything(self) -> None:
+        """Touch every part, so that initialisation creates all parameters whatever the mode uses."""
+        c = self.config
+        video, audio = jnp.zeros((1, 1, c.vision_width)), jnp.zeros((1, 1, c.audio_width))
+        self.video(video), self.audio(audio), self.image(video)
+        if c.prefusion == "none":
+            self.multi.audio_in(audio), self.multi.video_in(video)
+        else:
+            self.multi(video, audio)
+
+
+class AffectGPT(nn.Module):
+    """Fusion and language model. `__call__` is the training objective's sums; `prefill` and `step` generate."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        self.fusion = Fusion(self.config)
+        self.decoder = Decoder(self.config.decoder)
+
+    def inputs_embeds(
+        self,
+        tokens: Int[Array, "B T"],
+        soft_index: Int[Array, "B T"],
+        features: Features,
+        present: Present,
+    ) -> Float[Array, "B T D"]:
+        """Word embeddings with the soft tokens in their places; nothing crosses rows."""
+        words = self.decoder.embed(tokens)
+        if not needs(self.config.mode).soft:
+            return words
+        soft = self.fusion(features, present)
+        rows, samples, count, width = soft.shape
+        table = soft.reshape(rows, samples * count, width).astype(words.dtype)
+        placed = jnp.take_along_axis(table, jnp.maximum(soft_index - 1, 0)[..., None], axis=1)
+        return jnp.where(soft_index[..., None] > 0, placed, words)
+
+    def hidden(self, batch: Batch) -> Float[Array, "B T D"]:
+        """Final hidden states of a batch."""
+        embeds = self.inputs_embeds(batch.tokens, batch.soft_index, batch.features, batch.present)
+        return self.decoder(embeds, batch.positions, batch.segment_ids)
+
+    def logits(self, batch: Batch) -> Float[Array, "B T V"]:
+        """Logits at every position (checks and small models; training never forms them)."""
+        return self.decoder.logits(self.hidden(batch))
+
+    def __call__(self, batch: Batch) -> TargetLoss:
+        """Weighted cross entropy at the batch's targets."""
+        hidden = self.hidden(batch)
+        at_targets = jnp.take_along_axis(hidden, batch.target_positions[..., None], axis=1)
+        return target_loss(self.decoder.logits, at_targets, batch.target_ids, batch.loss_weight, chunk=LOSS_CHUNK)
+
+    def prefill(
+        self,
+        tokens: Int[Array, "B P"],
+        soft_index: Int[Array, "B P"],
+        used: Bool[Array, "B P"],
+        features: Features,
+        present: Present,
+        *,
+        ring: int,
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Read one prompt a row (right padded, one sample each); returns next-token logits and the cache."""
+        embeds = self.inputs_embeds(tokens, soft_index, features, present)
+        hidden, cache = self.decoder.prefill(embeds, used, ring=ring)
+        return self.decoder.logits(hidden), cache
+
+    def step(self, ids: Int[Array, "B"], positions: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+        """Read one token a row; returns next-token logits and the new cache."""
+        hidden, cache = self.decoder.step(ids, positions, cache)
+        return self.decoder.logits(hidden), cache
+
+    def initialise(self) -> Float[Array, "1 1 V"]:
+        """Create every parameter: `model.init(rng, method="initialise")`."""
+        self.fusion.everything()
+        one = jnp.zeros((1, 1), jnp.int32)
+        return self.decoder.logits(self.decoder(self.decoder.embed(one), one, one))
+
+
+def used_in_training(config: ModelConfig, path: str) -> bool:
+    """Whether the mode's loss depends on a parameter; the others are never touched, not even decayed (QUIRKS 19).
+
+    Args:
+      config: the model's config.
+      path: the parameter's path, for example "fusion/image/proj/kernel".
+    """
+    wanted = needs(config.mode)
+    part = path.removeprefix("fusion/").split("/")[0]
+    if not path.startswith("fusion/"):
+        return True
+    if part.startswith("absent_"):
+        return part.removeprefix("absent_") in wanted.streams
+    if part == "video":
+        return "face" in wanted.soft or "frame" in wanted.soft
+    return part in wanted.soft

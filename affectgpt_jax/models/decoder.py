@@ -1,0 +1,198 @@
+"""The language model: a Qwen2-class causal decoder (Hugging Face `Qwen2ForCausalLM`).
+
+B rows, T tokens, D width, H query heads, K key heads, P prompt slots, R ring slots of generated tokens, V vocabulary.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int
+
+from affectgpt_jax.config.networks import DecoderConfig, Linear
+from affectgpt_jax.nn.linear import Dense, Embedding
+from affectgpt_jax.nn.norm import RMSNorm
+from affectgpt_jax.nn.stack import init_layers, run_layers, unroll_layers
+from affectgpt_jax.ops.attention import attention, cached_attention, segment_mask
+from affectgpt_jax.ops.rotary import rotary_angles, rotate
+
+
+class LayerCache(NamedTuple):
+    """One layer's keys and values, rotated: a read-only prompt and a ring of generated tokens."""
+
+    prompt: tuple[Float[Array, "B P K d"], Float[Array, "B P K d"]]
+    ring: tuple[Float[Array, "B R K d"], Float[Array, "B R K d"]]
+
+
+class Cache(NamedTuple):
+    """The generation cache, a value: every step returns a new one.
+
+    All rows write the same ring slot at a step, so a row that joins later needs no scatter; `ring_used` says which
+    slots belong to the row's current answer.
+    """
+
+    layers: tuple[LayerCache, ...]
+    prompt_used: Bool[Array, "B P"]
+    ring_used: Bool[Array, "B R"]
+    pointer: Int[Array, ""]
+    """The ring slot that the next token takes."""
+
+
+class StepMasks(NamedTuple):
+    """What a decoding step may look at."""
+
+    pointer: Int[Array, ""]
+    prompt: Bool[Array, "B 1 P"]
+    ring: Bool[Array, "B 1 R"]
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm layer: grouped-query attention with rotary positions, then SwiGLU.
+
+    Returns this call's keys and values if `keep_keys`, or the updated cache if it was given one.
+    """
+
+    config: DecoderConfig
+    keep_keys: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        h: Float[Array, "B T D"],
+        cache: LayerCache | None,
+        angles: Float[Array, "B T half"],
+        masks: Bool[Array, "B T T"] | StepMasks,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        c = self.config
+
+        def dense(name: Linear, width: int, bias: bool = False) -> Dense:
+            lora = c.lora if name in c.lora.targets else None
+            return Dense(width, bias=bias, lora=lora, dtype=jnp.dtype(c.dtype), name=name)
+
+        def heads(x: Float[Array, "B T D"]) -> Float[Array, "B T H d"]:
+            return rearrange(x, "b t (h d) -> b t h d", d=c.head_dim)
+
+        x = RMSNorm(c.norm_eps, name="attention_norm")(h)
+        q = heads(checkpoint_name(dense("q_proj", c.heads * c.head_dim, bias=True)(x), "query"))
+        k = heads(checkpoint_name(dense("k_proj", c.kv_heads * c.head_dim, bias=True)(x), "key"))
+        v = heads(checkpoint_name(dense("v_proj", c.kv_heads * c.head_dim, bias=True)(x), "value"))
+        q, k = rotate(q, angles), rotate(k, angles)
+        output: Any = (k, v) if self.keep_keys else None
+        if isinstance(masks, StepMasks):
+            assert cache is not None
+            write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=masks.pointer, axis=1)
+            ring = write(cache.ring[0], k), write(cache.ring[1], v)
+            output = LayerCache(cache.prompt, ring)
+            x = cached_attention(q, cache.prompt, ring, masks.prompt, masks.ring)
+        else:
+            x = attention(q, k, v, masks)
+        x = checkpoint_name(rearrange(x, "b t h d -> b t (h d)"), "attention_out")
+        h = h + dense("o_proj", c.width)(x)
+
+        x = RMSNorm(c.norm_eps, name="mlp_norm")(h)
+        gate = checkpoint_name(dense("gate_proj", c.mlp_width)(x), "gate")
+        up = checkpoint_name(dense("up_proj", c.mlp_width)(x), "up")
+        return h + dense("down_proj", c.width)(jax.nn.silu(gate) * up), output
+
+
+class Decoder(nn.Module):
+    """Token embedding, layers, final norm and head."""
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        self.tokens = Embedding(c.vocab, c.width, dtype)
+        self.layer = DecoderLayer(c, parent=None)
+        angles, mask = jnp.zeros((1, 1, c.head_dim // 2)), jnp.ones((1, 1, 1), bool)
+        example = (jnp.zeros((1, 1, c.width), dtype), None, angles, mask)
+        self.layers = self.param("layers", init_layers(self.layer, c.layers, *example))
+        self.final_norm = RMSNorm(c.norm_eps)
+        if not c.tied_head:
+            self.head = Dense(c.vocab, bias=False, dtype=dtype)
+
+    def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Token embeddings; ids beyond the table (placeholders) take its last row, to be overwritten."""
+        return self.tokens(ids)
+
+    def logits(self, hidden: Float[Array, "*dims D"]) -> Float[Array, "*dims V"]:
+        """Next-token logits of normalised hidden states."""
+        return self.tokens.attend(hidden) if self.config.tied_head else self.head(hidden)
+
+    def __call__(
+        self, h: Float[Array, "B T D"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """Hidden states after the final norm, of rows that may pack several samples.
+
+        Args:
+          h: input embeddings.
+          positions: from 0 within each sample.
+          segment_ids: sample number within the row; 0 is padding.
+        """
+        c = self.config
+        shared = (
+            rotary_angles(positions, c.head_dim, c.rope_theta),
+            segment_mask(segment_ids, segment_ids, causal=True),
+        )
+        rng = self.make_rng("dropout") if self.has_rng("dropout") else None
+        h, _ = run_layers(self.layer, self.layers, h, shared, rng=rng, remat=c.remat)
+        return self.final_norm(h)
+
+    def prefill(
+        self, h: Float[Array, "B P D"], used: Bool[Array, "B P"], *, ring: int
+    ) -> tuple[Float[Array, "B D"], Cache]:
+        """Read prompts, right padded.
+
+        Args:
+          h: input embeddings.
+          used: False on padding.
+          ring: slots for generated tokens.
+
+        Returns:
+          The hidden state at each prompt's last token, and the cache.
+        """
+        c = self.config
+        rows, length, _ = h.shape
+        positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
+        segments = used.astype(jnp.int32)
+        shared = (
+            rotary_angles(positions, c.head_dim, c.rope_theta),
+            segment_mask(segments, segments, causal=True),
+        )
+        layer = DecoderLayer(c, keep_keys=True, parent=None)
+        h, keys = unroll_layers(layer, self.layers, h, shared, [None] * c.layers)
+        last = jnp.sum(segments, axis=1) - 1
+        h = jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0]
+        empty = jnp.zeros((rows, ring, c.kv_heads, c.head_dim), jnp.dtype(c.dtype))
+        cache = Cache(
+            layers=tuple(LayerCache(prompt, (empty, empty)) for prompt in keys),
+            prompt_used=used,
+            ring_used=jnp.zeros((rows, ring), bool),
+            pointer=jnp.zeros((), jnp.int32),
+        )
+        return self.final_norm(h), cache
+
+    def step(self, ids: Int[Array, "B"], positions: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B D"], Cache]:
+        """Read one token a row.
+
+        Args:
+          ids: the tokens.
+          positions: each token's position in its row's sequence.
+          cache: keys and values of what came before.
+
+        Returns:
+          The hidden states that predict the next tokens, and the new cache.
+        """
+        c = self.config
+        slots = cache.ring_used.shape[1]
+        ring_used = cache.ring_used | (jnp.arange(slots) == cache.pointer)
+        masks = StepMasks(cache.pointer, cache.prompt_used[:, None], ring_used[:, None])
+        shared = (rotary_angles(positions[:, None], c.head_dim, c.rope_theta), masks)
+        h, layers = unroll_layers(self.layer, self.layers, self.embed(ids[:, None]), shared, cache.layers)
+        cache = Cache(tuple(layers), cache.prompt_used, ring_used, (cache.pointer + 1) % slots)
+        return self.final_norm(h[:, 0]), cache

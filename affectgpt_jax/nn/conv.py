@@ -1,0 +1,33 @@
+"""One-dimensional convolution over time."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+
+class Conv1D(nn.Module):
+    """Cross-correlation along the second axis, parameters `kernel` [width, in / groups, out], `bias` [out]."""
+
+    features: int
+    width: int
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T in"]) -> Float[Array, "B T_out out"]:
+        shape = (self.width, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        y = jax.lax.conv_general_dilated(
+            x,
+            kernel.astype(x.dtype),
+            window_strides=(self.stride,),
+            padding=((self.padding, self.padding),),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=self.groups,
+        )
+        if self.bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(x.dtype)
+        return y

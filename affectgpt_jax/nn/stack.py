@@ -1,0 +1,83 @@
+"""The layer loop: L copies of one layer whose parameters are stacked on a leading axis.
+
+Scanned, the loop compiles once whatever L is and takes a remat policy (training, encoders). Unrolled, every layer
+can keep buffers of its own (decoding). Both read the same stacked parameters.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+
+from affectgpt_jax.config.networks import Remat
+
+SAVED_NAMES = ("query", "key", "value", "attention_out", "gate", "up")
+"""Tensors that remat `names` keeps: the matrix products' results; norms, rotary and SiLU are recomputed."""
+
+
+def init_layers(layer: nn.Module, length: int, *example: Any) -> Callable[[Array], Any]:
+    """An initialiser of the stacked parameters, to be given to `self.param`.
+
+    Args:
+      layer: one layer without a parent, called as `layer(h, state, *shared) -> (h, output)`.
+      length: number of layers.
+      *example: arguments of the call, of any fitting shape.
+    """
+
+    def init(rng: Array) -> Any:
+        return jax.vmap(lambda key: layer.init(key, *example)["params"])(jax.random.split(rng, length))
+
+    return init
+
+
+def run_layers(
+    layer: nn.Module,
+    params: Any,
+    h: Array,
+    shared: tuple[Any, ...] = (),
+    *,
+    rng: Array | None = None,
+    remat: Remat = "none",
+) -> tuple[Array, Any]:
+    """Scan `h` through the layers.
+
+    Args:
+      layer: one layer without a parent.
+      params: its parameters, stacked [L, ...].
+      h: the residual stream.
+      shared: arguments every layer gets.
+      rng: turns dropout on; each layer folds in its index.
+      remat: what the backward pass recomputes.
+
+    Returns:
+      The last residual stream, and the layers' outputs stacked [L, ...].
+    """
+
+    def body(h: Array, xs: tuple[Array, Any]) -> tuple[Array, Any]:
+        index, layer_params = xs
+        rngs = None if rng is None else {"dropout": jax.random.fold_in(rng, index)}
+        return layer.apply({"params": layer_params}, h, None, *shared, rngs=rngs)
+
+    match remat:
+        case "names":
+            keep = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+            body = jax.checkpoint(body, policy=keep, prevent_cse=False)
+        case "full":
+            body = jax.checkpoint(body, prevent_cse=False)
+    length = jax.tree.leaves(params)[0].shape[0]
+    return jax.lax.scan(body, h, (jnp.arange(length), params))
+
+
+def unroll_layers(
+    layer: nn.Module, params: Any, h: Array, shared: tuple[Any, ...], states: Sequence[Any]
+) -> tuple[Array, list[Any]]:
+    """Run the layers one after another, each with a state of its own; returns `h` and each layer's output."""
+    outputs = []
+    for index, state in enumerate(states):
+        layer_params = jax.tree.map(lambda x: x[index], params)  # noqa: B023
+        h, output = layer.apply({"params": layer_params}, h, state, *shared)
+        outputs.append(output)
+    return h, outputs

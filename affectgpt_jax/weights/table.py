@@ -1,0 +1,164 @@
+"""Tables that say, for each parameter of a network, what it is called elsewhere, how its axes lie, what they mean.
+
+A parameter's *path* is its keys joined by "/". Layers are stacked: a path below `layers/` holds L tensors, and its
+row's name contains `{layer}`.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from affectgpt_jax.errors import UserError
+
+Shape = tuple[int, ...]
+
+
+class Row(NamedTuple):
+    """One kind of parameter.
+
+    Attributes:
+      path: regular expression that matches the whole path.
+      name: the tensor's name elsewhere, with the path's groups as \\1, \\2, ... and `{layer}` for the layer's number.
+      axes: logical axes of our array, without the leading "layers" of stacked ones; None is never sharded.
+      order: our array is the other one transposed by `order` (then reshaped). None: as it is.
+      unfold: from our shape to the transposed shape before reshaping, where the two differ.
+    """
+
+    path: str
+    name: str
+    axes: tuple[str | None, ...]
+    order: tuple[int, ...] | None = None
+    unfold: Callable[[Shape], Shape] | None = None
+
+    def to_ours(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+        """The array in our layout."""
+        return (array if self.order is None else array.transpose(self.order)).reshape(shape)
+
+    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+        """The array in the other layout."""
+        if self.unfold is not None:
+            array = array.reshape(self.unfold(array.shape))
+        return array if self.order is None else array.transpose(np.argsort(self.order))
+
+    def their_shape(self, shape: Shape) -> Shape:
+        """The other layout's shape for a shape of ours."""
+        if self.unfold is not None:
+            shape = self.unfold(shape)
+        return shape if self.order is None else tuple(shape[i] for i in np.argsort(self.order))
+
+
+class Table(NamedTuple):
+    """Rows of one network, and names elsewhere that have no counterpart here."""
+
+    network: str
+    rows: Sequence[Row]
+    ignored: str = r"(?!)"
+
+
+def paths(tree: Any) -> dict[str, Any]:
+    """A nested dictionary as {path: leaf}, in order."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `paths`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def find_row(table: Table, path: str) -> tuple[Row, re.Match[str]]:
+    """The one row that matches a path.
+
+    Raises:
+      LookupError: no row or several; a mistake in the table.
+    """
+    found = [(row, match) for row in table.rows if (match := re.fullmatch(row.path, path))]
+    if len(found) != 1:
+        raise LookupError(f"{table.network}: {len(found)} rows of the table match {path}")
+    return found[0]
+
+
+class Entry(NamedTuple):
+    """Where one tensor of the other side lies in ours."""
+
+    path: str
+    layer: int | None
+    row: Row
+    shape: Shape
+    """Our shape of this tensor, without the layer axis."""
+
+
+def entries(table: Table, tree: Any) -> Iterator[tuple[str, Entry]]:
+    """Every tensor of the other side that `tree` (arrays or their shapes) corresponds to, by its name there."""
+    for path, leaf in paths(tree).items():
+        row, match = find_row(table, path)
+        name = match.expand(row.name)
+        if "{layer}" in name:
+            for layer in range(leaf.shape[0]):
+                yield name.replace("{layer}", str(layer)), Entry(path, layer, row, tuple(leaf.shape[1:]))
+        else:
+            yield name, Entry(path, None, row, tuple(leaf.shape))
+
+
+def logical_axes(table: Table, tree: Any) -> dict[str, Any]:
+    """The tree with each leaf replaced by its logical axes."""
+    flat = {}
+    for path in paths(tree):
+        row, _ = find_row(table, path)
+        flat[path] = ("layers", *row.axes) if "{layer}" in row.name else row.axes
+    return nest(flat)
+
+
+def read_tree(table: Table, shapes: Any, source: Mapping[str, np.ndarray], origin: str) -> dict[str, Any]:
+    """Fill a tree from named tensors, one at a time.
+
+    Args:
+      table: the network's table.
+      shapes: the tree to fill, of anything with `shape` and `dtype` (`jax.eval_shape`).
+      source: tensors by their names there.
+      origin: where they come from, for messages.
+
+    Raises:
+      UserError: names that are missing, unused or of another shape, all of them listed.
+    """
+    wanted = dict(entries(table, shapes))
+    names = set(source)
+    missing = sorted(set(wanted) - names)
+    unused = sorted(name for name in names - set(wanted) if not re.fullmatch(table.ignored, name))
+    wrong = []
+    flat = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in paths(shapes).items()}
+    for name, entry in wanted.items():
+        if name not in names:
+            continue
+        array, expected = np.asarray(source[name]), entry.row.their_shape(entry.shape)
+        if array.shape == expected:
+            place = ... if entry.layer is None else entry.layer
+            flat[entry.path][place] = entry.row.to_ours(array, entry.shape)
+        else:
+            wrong.append(f"{name}: {array.shape}, expected {expected}")
+    problems = [("missing", missing), ("not used", unused), ("of another shape", wrong)]
+    if any(found for _, found in problems):
+        lines = [f"  {kind}: " + "\n    ".join(["", *found]) for kind, found in problems if found]
+        raise UserError(
+            f"{origin} does not fit the {table.network} it was read for (is its config.json the right one?)\n"
+            + "\n".join(lines)
+        )
+    return nest(flat)
+
+
+def write_tree(table: Table, tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """A tree's tensors under their names on the other side, one at a time."""
+    flat = paths(tree)
+    for name, entry in entries(table, tree):
+        array = np.asarray(flat[entry.path][... if entry.layer is None else entry.layer])
+        yield name, np.ascontiguousarray(entry.row.to_theirs(array))

@@ -1,0 +1,223 @@
+"""Readers of corpora as they lie on disk: each gives one list of clips, and says what was wrong with the files."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from affectgpt_jax.data.clips import ClipFiles
+from affectgpt_jax.data.prompts import parse_openset
+from affectgpt_jax.data.shard_schema import SPLITS, TextRecord
+from affectgpt_jax.errors import UserError
+
+LABELS_FILE = "track2_train_mercaptionplus.csv"
+DESCRIPTIONS_FILE = "track3_train_mercaptionplus.csv"
+SUBTITLES_FILE = "subtitle_chieng.csv"
+SPLITS_FILE = "synth_splits.csv"
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """One clip of a corpus.
+
+    Attributes:
+        text: its name, split, subtitle, labels and description.
+        files: its media, as far as they are there.
+    """
+
+    text: TextRecord
+    files: ClipFiles
+
+    @property
+    def name(self) -> str:
+        """The clip's name, always a string ("0012")."""
+        return self.text.name
+
+    @property
+    def split(self) -> str:
+        """The split it belongs to."""
+        return self.text.split
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something about a corpus that a person should know.
+
+    Attributes:
+        name: the clip concerned; empty if it is none in particular.
+        file: the file concerned.
+        reason: what is wrong and what was done about it.
+    """
+
+    name: str
+    file: str
+    reason: str
+
+
+class Listing(NamedTuple):
+    """What a reader found.
+
+    Attributes:
+        records: the clips, in the order of the corpus.
+        problems: what was wrong with its tables.
+    """
+
+    records: tuple[ClipRecord, ...]
+    problems: tuple[Problem, ...]
+
+
+class _Row(NamedTuple):
+    line: int
+    cells: dict[str, str]
+
+
+def read_mer_caption_plus(root: Path | str) -> Listing:
+    """Reads a folder in the layout of the MER2025 release of MER-Caption+, or a synthetic corpus written in it.
+
+    As in the reference, the table of labels says which clips there are and in which order; subtitles and descriptions
+    are looked up by name, an empty subtitle is "", and no label at all stays no label (the prompt then says "neutral",
+    QUIRKS 31). Names and texts are taken as they are written: "0012" is a name, "None" a subtitle. Unlike in the
+    reference, a clip without a line in one of the tables is kept without that text, and of lines that repeat a name the
+    last one counts, as there, but not in silence.
+
+    Args:
+        root: the folder with `video/`, `audio/`, `openface_face/` and the tables.
+
+    Returns:
+        The clips and the problems. A clip's media are None where there is no file.
+
+    Raises:
+        UserError: a table or a column is missing, is not UTF-8, names an unknown split, or there is no clip.
+    """
+    root = Path(root)
+    problems: list[Problem] = []
+    labels = _read_table(root / LABELS_FILE, ("name", "openset"), problems)
+    descriptions = _read_table(root / DESCRIPTIONS_FILE, ("name", "reason"), problems)
+    subtitles = _read_table(root / SUBTITLES_FILE, ("name", "english"), problems)
+    splits = _read_table(root / SPLITS_FILE, ("name", "split"), problems) if (root / SPLITS_FILE).exists() else None
+    if not labels:
+        raise UserError(f"{root / LABELS_FILE} lists no clip.")
+    problems += _missing_lines(labels, {DESCRIPTIONS_FILE: descriptions, SUBTITLES_FILE: subtitles})
+    problems += [
+        Problem(name, LABELS_FILE, f"line {row.line}: no label, which trains as neutral")
+        for name, row in labels.items()
+        if not parse_openset(_cell(labels, name, "openset"))
+    ]
+    problems += [
+        Problem(name, DESCRIPTIONS_FILE, "a description without labels: the clip is not used, as in the reference")
+        for name in descriptions
+        if name not in labels
+    ]
+    available = {folder: _listed(root / folder) for folder in ("video", "audio", "openface_face")}
+    return Listing(
+        tuple(
+            ClipRecord(
+                TextRecord(
+                    name=name,
+                    split=_split(root, splits, name, problems),
+                    subtitle=_cell(subtitles, name, "english"),
+                    chinese=_cell(subtitles, name, "chinese"),
+                    labels=tuple(parse_openset(_cell(labels, name, "openset"))),
+                    description=_cell(descriptions, name, "reason"),
+                ),
+                _files(root, name, available),
+            )
+            for name in labels
+        ),
+        tuple(problems),
+    )
+
+
+def _read_table(path: Path, columns: Sequence[str], problems: list[Problem]) -> dict[str, _Row]:
+    """Reads a CSV file with a header into rows by name; rows that cannot be used become problems."""
+    rows: dict[str, _Row] = {}
+    for row in _rows(path, columns, problems):
+        name = row.cells["name"]
+        if not name.strip() or any(character in name for character in "/\\\n\r\0") or name in (".", ".."):
+            problems.append(
+                Problem(name, path.name, f"line {row.line}: {name!r} cannot name a clip; the line is skipped")
+            )
+            continue
+        if name in rows:
+            same = "says the same" if rows[name].cells == row.cells else "says something else; the last one counts"
+            problems.append(Problem(name, path.name, f"line {row.line}: repeats line {rows[name].line} and {same}"))
+        rows[name] = row
+    return rows
+
+
+def _rows(path: Path, columns: Sequence[str], problems: list[Problem]) -> Iterator[_Row]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            missing = [column for column in columns if column not in header]
+            if missing:
+                raise UserError(
+                    f"{path} has no column {missing[0]!r}; expected at least {', '.join(columns)}, found "
+                    f"{', '.join(map(repr, header)) or 'no header at all'}."
+                )
+            for cells in reader:
+                if not cells:
+                    continue  # a blank line
+                if len(cells) != len(header):
+                    reason = (
+                        f"line {reader.line_num}: {len(cells)} cells under {len(header)} columns; the line is skipped"
+                    )
+                    problems.append(Problem("", path.name, reason))
+                    continue
+                yield _Row(reader.line_num, dict(zip(header, cells, strict=True)))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"There is no {path}. A MER-Caption+ folder holds {LABELS_FILE}, {DESCRIPTIONS_FILE} and {SUBTITLES_FILE} "
+            "beside video/, audio/ and openface_face/."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
+        ) from error
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}. Mend the quotes of that line.") from error
+
+
+def _cell(table: Mapping[str, _Row], name: str, column: str) -> str:
+    """A cell of the row of a name; "" where there is none, or where a program wrote its mark for no value."""
+    text = table[name].cells.get(column, "") if name in table else ""
+    return "" if text in ("nan", "NaN") else text
+
+
+def _missing_lines(labels: Mapping[str, _Row], tables: Mapping[str, Mapping[str, _Row]]) -> list[Problem]:
+    return [
+        Problem(name, file, "no line for this clip, which is kept without that text")
+        for file, table in tables.items()
+        for name in labels
+        if name not in table
+    ]
+
+
+def _split(root: Path, splits: Mapping[str, _Row] | None, name: str, problems: list[Problem]) -> str:
+    """The split of a clip; a release without a table of splits is all training data."""
+    if splits is None:
+        return "train"
+    if name not in splits:
+        problems.append(Problem(name, SPLITS_FILE, "no line for this clip, which goes to train"))
+        return "train"
+    line, cells = splits[name]
+    if cells["split"] not in SPLITS:
+        raise UserError(
+            f"{root / SPLITS_FILE}, line {line}: unknown split {cells['split']!r}, expected one of {', '.join(SPLITS)}."
+        )
+    return cells["split"]
+
+
+def _listed(folder: Path) -> frozenset[str]:
+    return frozenset(entry.name for entry in folder.iterdir()) if folder.is_dir() else frozenset()
+
+
+def _files(root: Path, name: str, available: Mapping[str, frozenset[str]]) -> ClipFiles:
+    video, audio, faces = f"{name}.mp4", f"{name}.wav", root / "openface_face" / name / f"{name}.npy"
+    return ClipFiles(
+        video=root / "video" / video if video in available["video"] else None,
+        audio=root / "audio" / audio if audio in available["audio"] else None,
+        faces=faces if name in available["openface_face"] and faces.exists() else None,
+    )

@@ -1,0 +1,23 @@
+"""Folders of reference material, and settings every test shares."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Before jax is imported anywhere: the CPU, and compiled programs kept between runs.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def reference_folder(variable: str, default: str) -> Path:
+    """A folder of reference material, from the environment or beside the repository; skips where there is none."""
+    folder = Path(os.environ.get(variable, ROOT / default)).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no reference material: {folder} is not there (set {variable})", allow_module_level=True)
+    return folder

@@ -1,0 +1,93 @@
+"""Greedy generation and sampling filters against the reference's."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from affectgpt_jax.data.tokenizer import open_tokenizer
+from affectgpt_jax.inference.engine import Prompts, make_generate
+from affectgpt_jax.ops.sampling import filter_logits
+from tests.parity import goldens
+
+
+def prompt(g, index: int, pad: int) -> Prompts:
+    """Prompt of one golden sample, padded by `pad`; encoders as the reference ran them, on this sample alone."""
+    ids = g.data[f"gen{index}/input_ids"][None]
+    used = np.ones(ids.shape, bool)
+    features = {}
+    for stream, x in goldens.encoder_features(g).items():
+        if stream == "audio":
+            tower, params = goldens.audio()
+            clips = g.data["in/raw_audios"][index, :, 0]
+            clips = (clips - clips.mean()) / np.sqrt(clips.var() + 1e-7)
+            features[stream] = np.asarray(tower.apply({"params": params}, clips))[None, None]
+        else:
+            features[stream] = x[index][None, None]
+    return Prompts(
+        tokens=np.pad(ids, ((0, 0), (0, pad))).astype(np.int32),
+        soft_index=np.pad(goldens.soft_index(g, ids), ((0, 0), (0, pad))),
+        used=np.pad(used, ((0, 0), (0, pad))),
+        features=features,
+        present={stream: np.ones(x.shape[:2], bool) for stream, x in features.items()},
+    )
+
+
+def stack(prompts: list[Prompts]) -> Prompts:
+    return jax.tree.map(lambda *x: np.concatenate(x), *prompts)
+
+
+@pytest.mark.parametrize("name", goldens.settings())
+def test_greedy(name):
+    """Each sample alone and all in one padded batch give the reference's ids, with and without the stop rule."""
+    g = goldens.golden(name)
+    params = goldens.model_params(g)
+    count = sum(key.endswith("/ids_20") for key in g.data)
+    lengths = [len(g.data[f"gen{i}/input_ids"]) for i in range(count)]
+    batch = stack([prompt(g, i, max(lengths) + 3 - lengths[i]) for i in range(count)])
+
+    embeds = g.model.apply(
+        {"params": params}, batch.tokens, batch.soft_index, batch.features, batch.present, method="inputs_embeds"
+    )
+    for i in range(count):
+        expected = g.data[f"gen{i}/inputs_embeds"][0]
+        np.testing.assert_allclose(embeds[i, : lengths[i]], expected, atol=1e-4, rtol=1e-5)
+
+    # The reference stops at the stop sequences and at the end tokens of its generation config.
+    end = open_tokenizer(goldens.MODELS / "tokenizer_tiny").end_ids
+    stop = [*g.facts["stop_ids"], *((token,) for token in end)]
+    steps = len(g.data["gen0/ids_20"])
+    keys = jax.random.split(jax.random.key(0), count)
+    answers = make_generate(g.model, max_new=steps, stop=stop)(params, batch, keys)
+    for i in range(count):
+        expected = g.data[f"gen{i}/ids_with_stop"]
+        assert answers.lengths[i] == len(expected)
+        np.testing.assert_array_equal(answers.ids[i, : len(expected)], expected)
+
+    # The cache gives the logits of the full forward pass at every step.
+    prefill = jax.jit(lambda *x: g.model.apply({"params": params}, *x, ring=steps, method="prefill"))
+    logits, cache = prefill(*batch)
+    step = jax.jit(lambda *x: g.model.apply({"params": params}, *x, method="step"))
+    for i in range(count):
+        np.testing.assert_allclose(logits[i], g.data[f"gen{i}/logits_20"][0], atol=2e-4, rtol=0)
+    for at in range(1, steps):
+        ids = jnp.asarray([g.data[f"gen{i}/ids_20"][at - 1] for i in range(count)], jnp.int32)
+        logits, cache = step(ids, jnp.asarray(lengths, jnp.int32) + at - 1, cache)
+        for i in range(count):
+            np.testing.assert_allclose(logits[i], g.data[f"gen{i}/logits_20"][at], atol=2e-4, rtol=0)
+            assert jnp.argmax(logits[i]) == g.data[f"gen{i}/ids_20"][at]
+
+
+def test_sampling_filter():
+    folder = goldens.FOLDER / "text"
+    filters = dict(json.loads((folder / "sampling_filter.json").read_text()))
+    top_k, top_p = filters["TopKLogitsWarper"]["top_k"], filters["TopPLogitsWarper"]["top_p"]
+    with np.load(folder / "sampling_filter.npz") as file:
+        for key in file:
+            if key.endswith("/logits"):
+                found = jax.nn.softmax(filter_logits(jnp.asarray(file[key]), top_k, top_p), axis=-1)
+                expected = file[key.replace("logits", "probabilities_after_filter")]
+                np.testing.assert_array_equal(np.asarray(found) > 0, expected > 0)
+                np.testing.assert_allclose(found, expected, atol=1e-6)
