@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     for key, value in {"prepare.corpus": config.prepare.corpus, "data.shards": config.data.shards}.items():
         if not value:
             raise UserError(f"{args.config} does not say {key}; add {key}=FOLDER to the command")
-    from affectgpt_jax.inference.encoders import load_encoders
+    from affectgpt_jax.inference.encoders import Encoders
     from data_prep.prepare import PrepareSettings, prepare
     from data_prep.readers import read_mer_caption_plus
 
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         decode_threads=config.prepare.decode_threads,
         overwrite=args.overwrite,
     )
-    report = prepare(listing.records, load_encoders(config), settings, config.data.shards, listing.problems)
+    encoders = Encoders(config.weights.vision, config.weights.audio)
+    report = prepare(listing.records, encoders, settings, config.data.shards, listing.problems)
     Console().print(report.summary(), markup=False, highlight=False, soft_wrap=True)
     return 1 if args.strict and (report.broken or report.tables) else 0

@@ -32,7 +32,7 @@ from affectgpt_jax.unibench.datasets import DATASETS, Dataset, find_dataset
 from affectgpt_jax.unibench.evaluation import DatasetResult, Missing, Settings, SystemResult, evaluate
 from affectgpt_jax.unibench.report.render import print_table
 from affectgpt_jax.unibench.table_cache import load_table
-from affectgpt_jax.unibench.truth import read_truth
+from affectgpt_jax.unibench.truth import find_labels, read_truth
 from affectgpt_jax.unibench.wheel import LEVELS, WheelTable
 
 RESULT_PREFIX = "results-"
@@ -80,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
 def _name(folder: Path) -> str:
     """Name of a system: its folder's, or that of the folder above where this one is named after a dataset."""
     folder = folder.resolve()
-    return folder.parent.name if _is_dataset(folder) else folder.stem
+    if _is_dataset(folder):
+        return folder.parent.name
+    return folder.stem if folder.is_file() else folder.name
 
 
 def _is_dataset(folder: Path) -> bool:
@@ -96,8 +98,12 @@ def _dataset_name(folder: Path) -> str:
 
 
 def _score(name: str, folder: Path, args: argparse.Namespace, table: WheelTable, settings: Settings) -> SystemResult:
-    """Score one system on the datasets asked for."""
+    """Score one system on the datasets asked for; of "all", those that have labels."""
     chosen = _datasets(folder, args.dataset)
+    if args.dataset == "all":
+        chosen = [(dataset, place) for dataset, place in chosen if _has_labels(dataset, args.labels)]
+    if not chosen:
+        raise UserError(f"{args.labels} has labels of none of the datasets predicted in {folder}")
     results: dict[str, DatasetResult] = {}
     for dataset, place in track(chosen, f"scoring {name}", transient=True, disable=len(chosen) < 2):
         truth = read_truth(dataset, args.labels, any_count=args.any_count)
@@ -107,6 +113,15 @@ def _score(name: str, folder: Path, args: argparse.Namespace, table: WheelTable,
             validation = (read_truth(dataset, args.labels, "validation"), validation_place)
         results[dataset.key] = evaluate(truth, place, table, settings, validation)
     return SystemResult(name, results)
+
+
+def _has_labels(dataset: Dataset, labels: Path) -> bool:
+    try:
+        find_labels(labels, dataset)
+    except UserError as error:
+        Console(stderr=True).print(f"left out: {error}", markup=False, highlight=False, soft_wrap=True)
+        return False
+    return True
 
 
 def _datasets(folder: Path, wanted: str) -> list[tuple[Dataset, Path]]:

@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from affectgpt_jax.config.base import Section
 from affectgpt_jax.config.networks import ModelConfig
 from affectgpt_jax.data.prompts import needs
+from affectgpt_jax.data.shard_schema import parse_stream
 
 Compat = Literal["strict", "reference"]
 Rate = float
@@ -149,7 +150,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        counts = dict(stream.split("@") for stream in self.prepare.streams)
+        counts = {stream.modality: stream.count for stream in map(parse_stream, self.prepare.streams)}
         wanted = needs(self.model.mode)
         lost = [stream for stream in wanted.streams if stream not in counts and stream != "image"]
         if lost:
@@ -162,7 +163,7 @@ class RunConfig(Section):
             table = tables.get(stream)
             if table and getattr(self.model, table) == "qformer" and stream in wanted.soft:
                 size = getattr(self.model.positions, table)
-                if int(counts[stream]) > size:
+                if counts[stream] > size:
                     raise ValueError(
                         f"prepare.streams has {stream}@{counts[stream]}, more than the Q-Former's position table "
                         f"model.positions.{table}={size} holds; use {stream}@{size} or fewer"

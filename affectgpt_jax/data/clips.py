@@ -9,20 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from affectgpt_jax.data.media import (
-    FRAME_SIZE,
-    AbsentStream,
-    read_audio,
-    read_faces,
-    read_frames,
-)
-from affectgpt_jax.data.preprocess import (
-    SAMPLE_RATE,
-    audio_clips,
-    mono,
-    normalise_audio,
-    pick_faces,
-)
+from affectgpt_jax.data.media import FRAME_SIZE, AbsentStream, read_audio, read_faces, read_frames
+from affectgpt_jax.data.preprocess import SAMPLE_RATE, audio_clips, mono, normalise_audio, pick_faces
 from affectgpt_jax.data.shard_schema import Stream
 from affectgpt_jax.errors import UserError
 
@@ -57,11 +45,7 @@ class ClipFiles(NamedTuple):
         Raises:
             UserError: no such modality.
         """
-        sources = {
-            "frame": self.video,
-            "face": self.faces,
-            "audio": self.audio or self.video,
-        }
+        sources = {"frame": self.video, "face": self.faces, "audio": self.audio or self.video}
         if modality not in sources:
             raise UserError(f"A clip has no modality {modality!r}, only {', '.join(sources)}.")
         return sources[modality]
@@ -93,12 +77,7 @@ def read_modality(files: ClipFiles, stream: Stream) -> np.ndarray | None:
                 return pick_faces(read_faces(path), stream.count, FRAME_SIZE)
             case _:
                 samples = mono(read_audio(path).samples)
-                clips = audio_clips(
-                    samples,
-                    clips=stream.count,
-                    seconds=AUDIO_SECONDS,
-                    compat="reference",
-                )
+                clips = audio_clips(samples, clips=stream.count, seconds=AUDIO_SECONDS, compat="reference")
                 return normalise_audio(clips)
     except AbsentStream:
         return None

@@ -86,13 +86,7 @@ def frame_count(path: Path) -> int:
     return count
 
 
-def read_frames(
-    path: Path,
-    n: int = 8,
-    *,
-    indices: Sequence[int] | None = None,
-    size: int = FRAME_SIZE,
-) -> np.ndarray:
+def read_frames(path: Path, n: int = 8, *, indices: Sequence[int] | None = None, size: int = FRAME_SIZE) -> np.ndarray:
     """Reads frames of a video, scaled to a square as decord scales them.
 
     Args:
@@ -191,10 +185,7 @@ def _errors(path: Path) -> Iterator[None]:
     try:
         yield
     except av.error.FFmpegError as error:
-        raise MediaError(
-            path,
-            f"cannot be decoded: damaged, cut short or no media file ({error.strerror})",
-        ) from error
+        raise MediaError(path, f"cannot be decoded: damaged, cut short or no media file ({error.strerror})") from error
     except soundfile.LibsndfileError as error:
         raise MediaError(path, f"cannot be read as a sound file ({error.error_string})") from error
 
@@ -230,10 +221,7 @@ def _wanted(path: Path, count: int, n: int, indices: Sequence[int] | None) -> np
         return np.asarray(frame_indices(count, n))
     wanted = np.asarray(indices, dtype=int)
     if wanted.min() < 0 or wanted.max() >= count:
-        raise MediaError(
-            path,
-            f"frames {wanted.min()} to {wanted.max()} wanted, the video has 0 to {count - 1}",
-        )
+        raise MediaError(path, f"frames {wanted.min()} to {wanted.max()} wanted, the video has 0 to {count - 1}")
     return wanted
 
 
@@ -262,11 +250,7 @@ def _decode(path: Path, wanted: np.ndarray, size: int) -> tuple[np.ndarray | Non
     return None, position
 
 
-_UPRIGHT: Mapping[int, tuple[str, ...]] = {
-    90: ("clock",),
-    180: ("clock", "clock"),
-    270: ("cclock",),
-}
+_UPRIGHT: Mapping[int, tuple[str, ...]] = {90: ("clock",), 180: ("clock", "clock"), 270: ("cclock",)}
 """Directions of FFmpeg's `transpose` that undo a clockwise rotation of so many degrees; decord skips other angles."""
 
 
@@ -279,20 +263,10 @@ class _Scaler:
     def __init__(self, frame: av.VideoFrame, size: int) -> None:
         self.form = self._form(frame)
         graph = av.filter.Graph()
-        node = graph.add_buffer(
-            width=frame.width,
-            height=frame.height,
-            format=frame.format,
-            time_base=frame.time_base,
-        )
+        node = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
         self.source = node
         steps = [("transpose", direction) for direction in _UPRIGHT.get(-frame.rotation % 360, ())]
-        for step in (
-            *steps,
-            ("scale", f"{size}:{size}:flags=bilinear"),
-            ("format", "rgb24"),
-            ("buffersink",),
-        ):
+        for step in (*steps, ("scale", f"{size}:{size}:flags=bilinear"), ("format", "rgb24"), ("buffersink",)):
             following = graph.add(*step)
             node.link_to(following)
             node = following

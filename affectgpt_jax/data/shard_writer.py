@@ -84,21 +84,12 @@ def write_text_shard(directory: Path, split: str, index: int, count: int, record
     """
     examples = ({**record._asdict(), "labels": list(record.labels)} for record in records)
     return _write_shard(
-        directory / shard_name(split, index, count),
-        _TEXT_FEATURES,
-        examples,
-        [record.name for record in records],
+        directory / shard_name(split, index, count), _TEXT_FEATURES, examples, [record.name for record in records]
     )
 
 
 def write_feature_shard(
-    directory: Path,
-    split: str,
-    index: int,
-    count: int,
-    names: Sequence[str],
-    features: np.ndarray,
-    present: np.ndarray,
+    directory: Path, split: str, index: int, count: int, names: Sequence[str], features: np.ndarray, present: np.ndarray
 ) -> ShardEntry:
     """Writes one shard of a feature stream.
 
@@ -169,10 +160,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # array_record raises RuntimeError for all of its own
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError for all of its own
         full = getattr(error, "errno", None) in _NO_SPACE or any(os.strerror(code) in str(error) for code in _NO_SPACE)
         remedy = (
             "The disk is full: free some space and run the command again; finished shards are kept." if full else ""
@@ -232,10 +220,7 @@ def publish_stream(
 
 
 def _write_tfds_metadata(
-    directory: Path,
-    stream: str,
-    form: tfds.features.FeaturesDict,
-    splits: Mapping[str, Sequence[ShardEntry]],
+    directory: Path, stream: str, form: tfds.features.FeaturesDict, splits: Mapping[str, Sequence[ShardEntry]]
 ) -> dict[str, str]:
     """Writes features.json and dataset_info.json and returns their checksums."""
     info = dataset_info.DatasetInfo(
@@ -258,10 +243,7 @@ def _write_tfds_metadata(
                 shard_lengths=[entry.records for entry in entries],
                 num_bytes=sum(entry.size for entry in entries),
                 filename_template=naming.ShardedFileTemplate(
-                    data_dir=directory,
-                    dataset_name=DATASET,
-                    split=split,
-                    filetype_suffix="array_record",
+                    data_dir=directory, dataset_name=DATASET, split=split, filetype_suffix="array_record"
                 ),
             )
             for split, entries in splits.items()

@@ -97,9 +97,7 @@ class RecordFiles:
         with self._lock:
             if file not in self._readers:
                 self._readers[file] = array_record_module.ArrayRecordReader(
-                    str(self._paths[file]),
-                    "readahead_buffer_size:0",
-                    file_reader_buffer_size=32768,
+                    str(self._paths[file]), "readahead_buffer_size:0", file_reader_buffer_size=32768
                 )
             return self._readers[file]
 

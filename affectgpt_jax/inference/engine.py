@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from affectgpt_jax.models.affectgpt import AffectGPT, Features, Present
+from affectgpt_jax.data.batch import Array as HostArray
+from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.models.decoder import Cache
 from affectgpt_jax.ops.sampling import GREEDY, Sampling, choose, penalise_repeats
 
@@ -21,11 +22,11 @@ StopSequences = tuple[tuple[int, ...], ...]
 class Prompts(NamedTuple):
     """One prompt a row, right padded, one sample each."""
 
-    tokens: Int[Array, "B P"]
-    soft_index: Int[Array, "B P"]
-    used: Bool[Array, "B P"]
-    features: Features
-    present: Present
+    tokens: HostArray  # int32 [B, P]
+    soft_index: HostArray  # int32 [B, P]
+    used: HostArray  # bool [B, P]
+    features: dict[str, HostArray]
+    present: dict[str, HostArray]
 
 
 class Answers(NamedTuple):

@@ -12,7 +12,7 @@ from affectgpt_jax.config.run import OptimizerConfig
 from affectgpt_jax.weights.networks import MODEL
 from affectgpt_jax.weights.table import find_row, nest, paths
 
-Schedule = Callable[[Array], Array]
+Schedule = Callable[[Any], Array]
 
 
 def reference_schedule(config: OptimizerConfig, steps: int) -> Schedule:

@@ -1,59 +1,22 @@
-"""The training state: what is trained, its optimizer's state, and the step; the frozen rest stays outside."""
+"""What changes from step to step."""
 
-import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from affectgpt_jax.config.networks import ModelConfig
-from affectgpt_jax.errors import UserError
-from affectgpt_jax.models.affectgpt import used_in_training
-from affectgpt_jax.weights.table import nest, paths
-
-Tree = dict[str, Any]
+from affectgpt_jax.weights.trainable import Tree
 
 
 class TrainState(NamedTuple):
-    """Everything that changes from step to step; what a run's checkpoint holds."""
+    """The training state; the frozen parameters stay outside."""
 
     step: Int[Array, ""]
     """Optimizer steps taken."""
     params: Tree
     """Trainable parameters, float32."""
     optimizer: optax.OptState
-
-
-def split(config: ModelConfig, params: Tree, trainable: Sequence[str]) -> tuple[Tree, Tree]:
-    """Divide parameters into the trainable and the frozen tree.
-
-    Args:
-      config: the model's config; what its mode never uses is frozen whatever the patterns say.
-      params: all parameters.
-      trainable: regular expressions searched for in the paths.
-
-    Raises:
-      UserError: a pattern that matches nothing.
-    """
-    flat = paths(params)
-    idle = [pattern for pattern in trainable if not any(re.search(pattern, path) for path in flat)]
-    if idle:
-        raise UserError(
-            f"train.trainable: no parameter matches {', '.join(map(repr, idle))}; paths look like "
-            f"{', '.join(list(flat)[:3])}"
-        )
-    chosen = {path for path in flat if any(re.search(p, path) for p in trainable) and used_in_training(config, path)}
-    return (
-        nest({path: leaf for path, leaf in flat.items() if path in chosen}),
-        nest({path: leaf for path, leaf in flat.items() if path not in chosen}),
-    )
-
-
-def join(trainable: Tree, frozen: Tree) -> Tree:
-    """The one tree that the model takes."""
-    return nest(paths(frozen) | paths(trainable))
 
 
 def new_state(params: Tree, optimizer: optax.GradientTransformation) -> TrainState:

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.ops.losses import TargetLoss
-from affectgpt_jax.training.state import TrainState, Tree, join
+from affectgpt_jax.training.state import TrainState
+from affectgpt_jax.weights.trainable import Tree, join
 
 
 class Metrics(NamedTuple):

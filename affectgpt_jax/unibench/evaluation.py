@@ -168,7 +168,7 @@ def evaluate_loaded(
 ) -> DatasetResult:
     """`evaluate` on predictions that are already read."""
     aligned = [align(truth, predictions, settings.missing) for predictions in loaded]
-    unseen = np.array([clip not in settings.drop for clip in truth.names], bool)
+    unseen = np.fromiter((clip not in settings.drop for clip in truth.names), bool, len(truth.names))
     runs = [answers for answers, _, _ in aligned]
     terms = {ruleset: measures(truth, runs, table, ruleset, settings.level) for ruleset in RULESETS}
     checkpoints = []
@@ -206,18 +206,21 @@ def align(truth: Truth, predictions: Predictions, missing: Missing) -> tuple[Ans
     Raises:
         UserError: no name is in common, or predictions are missing and `missing` is `error`.
     """
-    where = predictions.path.name
-    absent = [name for name in truth.names if name not in predictions.labels]
-    extra = set(predictions.labels).difference(truth.names)
-    if truth.names and len(absent) == len(truth.names):
+    where, names = predictions.path.name, truth.names
+    found = [predictions.labels.get(name) for name in names]
+    present = np.fromiter((words is not None for words in found), bool, len(names))
+    absent = [names[i] for i in np.flatnonzero(~present)]
+    # names are unique on both sides, so only a difference in number needs a look at the rest
+    extra = set(predictions.labels).difference(names) if len(predictions.labels) != present.sum() else set()
+    if names and not present.any():
         raise UserError(
             f"{predictions.path}: none of its {len(predictions.labels):,} names is a clip of {truth.dataset.title} "
-            f"(which has {truth.names[0]!r}, ...; the file has {min(extra, default='none')!r}). "
+            f"(which has {names[0]!r}, ...; the file has {min(extra, default='none')!r}). "
             "Are these predictions for another dataset?"
         )
     findings = []
     if absent:
-        text = f"{where}: {len(absent):,} of {len(truth.names):,} clips have no prediction: {_some(absent)}"
+        text = f"{where}: {len(absent):,} of {len(names):,} clips have no prediction: {_some(absent)}"
         if missing == "error":
             raise UserError(f"{text}. Predict them, or score with --missing wrong or --missing skip")
         findings.append(f"{text}; {'counted as wrong' if missing == 'wrong' else 'left out of the scores'}")
@@ -225,14 +228,12 @@ def align(truth: Truth, predictions: Predictions, missing: Missing) -> tuple[Ans
         findings.append(
             f"{where}: {len(extra):,} predictions are for no clip of {truth.dataset.title}: {_some(sorted(extra))}"
         )
-    answers = tuple(predictions.labels.get(name, ()) for name in truth.names)
-    present = np.array([name in predictions.labels for name in truth.names], bool)
-    empty = sum(not words for words in answers) - len(absent)
-    if empty:
+    answers = tuple(words or () for words in found)
+    lengths = np.fromiter(map(len, answers), np.int64, len(answers))
+    if empty := int((lengths[present] == 0).sum()):
         findings.append(f"{where}: {empty:,} answers hold no label and are scored as such")
-    long = [len(words) for words in answers if len(words) > LONG_LIST]
-    if long:
-        findings.append(f"{where}: {len(long):,} answers list more than {LONG_LIST} labels, the longest {max(long):,}")
+    if (long := lengths[lengths > LONG_LIST]).size:
+        findings.append(f"{where}: {long.size:,} answers list more than {LONG_LIST} labels, the longest {long.max():,}")
     return answers, present if missing == "skip" else np.ones_like(present), findings
 
 

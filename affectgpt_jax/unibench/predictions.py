@@ -9,8 +9,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from affectgpt_jax.data.prompts import parse_openset
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.unibench.datasets import Task
 from affectgpt_jax.unibench.safe_npz import load_npz, plain_dict
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 LABEL_SUFFIX, SENTIMENT_SUFFIX = "-openset", "-openset-sentiment"
 RECORD_SUFFIXES = (".jsonl", ".parquet")
@@ -98,65 +102,92 @@ def read_predictions(path: Path, task: Task) -> Predictions:
         UserError: the file is broken, a field is missing, or a clip occurs twice.
     """
     if path.suffix == ".npz":
-        arrays = load_npz(path)
-        for key in ("filenames", "fileitems"):
-            if key not in arrays:
-                raise UserError(f"{path} has no {key!r}; it holds {', '.join(sorted(arrays)) or 'nothing'}")
-        names, cells = arrays["filenames"].tolist(), arrays["fileitems"].tolist()
+        names, answers = _read_npz(path)
     else:
-        names, cells = _read_records(path, "sentiment" if task == "sentiment" else "labels")
-    if not isinstance(names, list) or not isinstance(cells, list) or len(names) != len(cells):
-        raise UserError(f"{path}: the names and the labels are not two lists of one length")
-    if any(not isinstance(name, str) for name in names):
-        raise UserError(f"{path}: a clip's name is {next(n for n in names if not isinstance(n, str))!r}, not a string")
-    labels = {name: _labels(cell) for name, cell in zip(names, cells, strict=True)}
+        names, answers = _read_records(path, "sentiment" if task == "sentiment" else "labels")
+    labels = dict(zip(names, answers, strict=True))
     if len(labels) != len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
         raise UserError(f"{path}: {len(twice)} names occur twice, such as {', '.join(twice[:5])}")
     return Predictions(checkpoint_name(path), path, labels)
 
 
-def _labels(cell: object) -> tuple[str, ...]:
-    """Labels of a cell: a list, a string such as "[happy, calm]", or nothing."""
-    if isinstance(cell, list | tuple):
-        return tuple(label.strip() for label in cell if isinstance(label, str) and label.strip())
-    return tuple(parse_openset(cell))
+def _read_npz(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Names and labels of a file of the reference."""
+    arrays = load_npz(path)
+    for key in ("filenames", "fileitems"):
+        if key not in arrays:
+            raise UserError(f"{path} has no {key!r}; it holds {', '.join(sorted(arrays)) or 'nothing'}")
+    names, cells = arrays["filenames"].tolist(), arrays["fileitems"].tolist()
+    if not isinstance(names, list) or not isinstance(cells, list) or len(names) != len(cells):
+        raise UserError(f"{path}: filenames and fileitems are not two lists of one length")
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise UserError(f"{path}: a clip's name is {odd[0]!r}, not a string")
+    return names, [tuple(parse_openset(cell)) for cell in cells]
 
 
-def _read_records(path: Path, field: str) -> tuple[list[Any], list[Any]]:
-    """Names and the named field of a JSONL or Parquet file."""
-    records = _parquet(path) if path.suffix == ".parquet" else _jsonl(path)
-    names, cells = [], []
-    for number, record in records:
-        if not isinstance(record, dict) or "name" not in record or field not in record:
-            raise UserError(f"{path}, record {number}: expected the fields name and {field}, found {record!r:.200}")
-        names.append(record["name"])
-        cells.append(record[field])
-    return names, cells
+def _read_records(path: Path, field: str) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Names and labels of a JSONL or Parquet file."""
+    import pyarrow as pa  # slow to import, and only these files need it
 
-
-def _jsonl(path: Path) -> Iterable[tuple[int, Any]]:
+    if not path.is_file():
+        raise UserError(f"predictions {path} do not exist")
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, json.loads(line)
-    except FileNotFoundError:
-        raise UserError(f"predictions {path} do not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not readable as JSON lines ({error})") from error
+        table = _parquet(path, field) if path.suffix == ".parquet" else _jsonl(path, field)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, pa.ArrowException) as error:
+        raise UserError(f"{path} is not readable as records with name and {field} ({error})") from error
+    for column in table.column_names:
+        if table.column(column).null_count:
+            number = table.column(column).is_null().to_pylist().index(True) + 1
+            raise UserError(f"{path}, record {number}: {column} is missing")
+    names, cells = table.column("name"), table.column(field)
+    if not _is_text(names.type):
+        raise UserError(f"{path}: expected strings as names, found {names.type}")
+    if _is_text(cells.type):
+        return names.to_pylist(), [tuple(parse_openset(cell)) for cell in cells.to_pylist()]
+    if not (pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type)) or not _is_text(cells.type.value_type):
+        raise UserError(f"{path}: expected {field} to be a string or a list of strings, found {cells.type}")
+    lists = cells.combine_chunks()
+    if lists.values.null_count:
+        raise UserError(f"{path}: a label in {field} is missing; expected lists of strings")
+    words = list(map(str.strip, lists.values.to_pylist()))
+    return names.to_pylist(), [tuple(filter(None, words[a:b])) for a, b in pairwise(lists.offsets.to_pylist())]
 
 
-def _parquet(path: Path) -> Iterable[tuple[int, Any]]:
-    import pyarrow  # slow to import, and only these files need it
+def _is_text(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    # a list without any word has no type of its own
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+
+
+def _parquet(path: Path, field: str) -> "pa.Table":
+    """The two columns."""
     import pyarrow.parquet
 
-    try:
-        return enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
-    except FileNotFoundError:
-        raise UserError(f"predictions {path} do not exist") from None
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} is not readable as Parquet ({error})") from error
+    columns = pyarrow.parquet.read_schema(path).names
+    if not {"name", field}.issubset(columns):
+        raise UserError(f"{path}: expected the columns name and {field}, found {', '.join(columns)}")
+    return pyarrow.parquet.read_table(path, columns=["name", field])
+
+
+def _jsonl(path: Path, field: str) -> "pa.Table":
+    """The two fields of all records; the first record says whether its labels are a string or a list."""
+    import pyarrow as pa
+    import pyarrow.json
+
+    with path.open(encoding="utf-8") as file:
+        first = json.loads(next((line for line in file if not line.isspace()), "{}"))
+    if not isinstance(first, dict) or "name" not in first or field not in first:
+        raise UserError(f"{path}: expected objects with the fields name and {field}, found {first!r:.200}")
+    labels = pa.list_(pa.string()) if isinstance(first[field], list) else pa.string()
+    schema = pa.schema([("name", pa.string()), (field, labels)])
+    return pyarrow.json.read_json(
+        path,
+        # the default block ends a line of more than a megabyte
+        read_options=pyarrow.json.ReadOptions(block_size=1 << 25),
+        parse_options=pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+    )
 
 
 def sentiment_signs(labels: Iterable[tuple[str, ...]]) -> np.ndarray:

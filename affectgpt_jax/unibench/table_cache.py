@@ -102,8 +102,8 @@ def _write(path: Path, table: WheelTable) -> None:
 
 def _read(path: Path, name: str, fingerprint: str) -> WheelTable | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        with path.open("rb") as file:
+            arrays = dict(np.load(file, allow_pickle=False))
         rows = {word: row for row, word in enumerate(arrays["words"].tolist())}
         groupings = {}
         for ruleset in RULESETS:

@@ -1,4 +1,7 @@
-"""Ground truth: the reference's label files, and CSV."""
+"""Ground truth: the reference's label files, and CSV.
+
+Free emotion words may also come as a `-openset.npz`: one system's labels can stand as the truth for another's.
+"""
 
 import csv
 import math
@@ -12,6 +15,7 @@ import numpy as np
 from affectgpt_jax.data.prompts import parse_openset
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.unibench.datasets import Dataset
+from affectgpt_jax.unibench.predictions import read_predictions
 from affectgpt_jax.unibench.safe_npz import load_npz, plain_dict
 from affectgpt_jax.unibench.wheel import NEUTRAL
 
@@ -80,7 +84,12 @@ def read_truth(dataset: Dataset, path: Path, split: Split = "test", *, any_count
             number of clips is not the benchmark's.
     """
     file = find_labels(path, dataset)
-    entries = _read_csv(file, dataset) if file.suffix == ".csv" else _read_npz(file, dataset, split)
+    if file.suffix == ".csv":
+        entries = _read_csv(file, dataset)
+    elif dataset.task == "fine-grained":
+        entries = dict(read_predictions(file, dataset.task).labels)
+    else:
+        entries = _read_npz(file, dataset, split)
     if dataset.session is not None:
         entries = {name: entry for name, entry in entries.items() if name[4:5] == dataset.session}
     if split == "test" and len(entries) != dataset.clips and not any_count:
@@ -88,46 +97,43 @@ def read_truth(dataset: Dataset, path: Path, split: Split = "test", *, any_count
             f"{file}: expected the {dataset.clips:,} clips that MER-UniBench scores of {dataset.title}, found "
             f"{len(entries):,}; --any-count scores them all the same, but not comparably"
         )
-    labels: list[tuple[str, ...]] = []
+    labels: tuple[tuple[str, ...], ...] = ((),) * len(entries)
     values = np.zeros(len(entries))
-    for i, (name, entry) in enumerate(entries.items()):
-        where = f"{file}, clip {name!r}"
-        if dataset.task == "sentiment":
-            values[i] = _value(entry, where)
-        labels.append(_labels(entry, dataset, where))
-    values.setflags(write=False)
-    return Truth(dataset, tuple(entries), tuple(labels), values, file)
-
-
-def _labels(entry: Any, dataset: Dataset, where: str) -> tuple[str, ...]:
     if dataset.task == "sentiment":
-        return ()
-    if dataset.task == "fine-grained":
-        return tuple(parse_openset(entry)) or (NEUTRAL,)
-    return (_class(entry, dataset, where),)
+        values[:] = [_value(entry, file, name) for name, entry in entries.items()]
+    elif dataset.task == "fine-grained":
+        lists = (entry if isinstance(entry, tuple) else tuple(parse_openset(entry)) for entry in entries.values())
+        labels = tuple(words or (NEUTRAL,) for words in lists)
+    else:
+        known: dict[str, tuple[str]] = {}
+        texts = [str(entry).strip().lower() for entry in entries.values()]
+        for name, text in zip(entries, texts, strict=True):
+            if text not in known:
+                known[text] = (_class(text, dataset, file, name),)
+        labels = tuple(known[text] for text in texts)
+    values.setflags(write=False)
+    return Truth(dataset, tuple(entries), labels, values, file)
 
 
-def _class(entry: Any, dataset: Dataset, where: str) -> str:
+def _class(text: str, dataset: Dataset, path: Path, name: str) -> str:
     """Class name of an entry: a name, or an id in the dataset's order."""
-    text = str(entry).strip().lower()
-    if isinstance(entry, int | np.integer) or text.isdecimal():
-        if 0 <= int(entry) < len(dataset.classes):
-            return dataset.classes[int(entry)]
-    elif (name := dataset.spellings.get(text, text)) in dataset.classes:
-        return name
+    if text.isdecimal() and int(text) < len(dataset.classes):
+        return dataset.classes[int(text)]
+    if (label := dataset.spellings.get(text, text)) in dataset.classes:
+        return label
     raise UserError(
-        f"{where}: unknown class {entry!r}; {dataset.title} has {', '.join(dataset.classes)} (ids 0 to "
+        f"{path}, clip {name!r}: unknown class {text!r}; {dataset.title} has {', '.join(dataset.classes)} (ids 0 to "
         f"{len(dataset.classes) - 1}). Is this the label file of another dataset?"
     )
 
 
-def _value(entry: Any, where: str) -> float:
+def _value(entry: Any, path: Path, name: str) -> float:
     try:
         value = float(entry)
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{where}: expected a number for its sentiment, found {entry!r}")
+        raise UserError(f"{path}, clip {name!r}: expected a number for its sentiment, found {entry!r}")
     return value
 
 
@@ -147,19 +153,24 @@ def _read_npz(path: Path, dataset: Dataset, split: Split) -> dict[str, Any]:
 def _read_csv(path: Path, dataset: Dataset) -> dict[str, Any]:
     """Clip name -> cell. Names stay strings."""
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        header = reader.fieldnames or []
+        rows = csv.reader(file)
+        header = next(rows, [])
         column = next((name for name in CSV_COLUMNS[dataset.task] if name in header), None)
         if "name" not in header or column is None:
             raise UserError(
                 f"{path}: expected the columns name, {CSV_COLUMNS[dataset.task][0]} for {dataset.title}; "
                 f"found {', '.join(header) or 'none'}"
             )
+        name_at, cell_at = header.index("name"), header.index(column)
         entries: dict[str, Any] = {}
-        for row in reader:
-            name = (row["name"] or "").strip()
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise UserError(f"{path}, line {rows.line_num}: expected {len(header)} cells, found {len(row)}")
+            name = row[name_at].strip()
             if not name or name in entries:
                 fault = f"the name {name!r} occurs twice" if name else "the name is empty"
-                raise UserError(f"{path}, line {reader.line_num}: {fault}")
-            entries[name] = row[column]
+                raise UserError(f"{path}, line {rows.line_num}: {fault}")
+            entries[name] = row[cell_at]
     return entries

@@ -11,9 +11,11 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -195,12 +197,20 @@ def _written(directory: Path, specs: Sequence[ClipSpec], workers: int) -> Iterat
         return
     # Not fork: a caller may hold threads (jax, OpenCV) that do not survive it.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         try:
             yield from pool.map(_write_clip, [directory] * len(specs), specs, chunksize=8)
-        except BaseException:
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"{directory}: a worker process was killed, perhaps for want of memory; run again with --workers 1"
+            ) from error
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process decides when to stop
+    cv2.setNumThreads(1)
 
 
 def _write_clip(directory: Path, spec: ClipSpec) -> str:

@@ -188,7 +188,7 @@ def draw_faces(
     layers = [(place(points), colour) for points, colour in _layers(face, identity)]
     canvas = _backdrop(identity, camera)
     light = _light(camera)
-    grain = camera.noise * rng.standard_normal((FRAME_SIZE + 32, FRAME_SIZE + 32, 3))
+    grain = camera.noise * rng.standard_normal((FRAME_SIZE + 32, FRAME_SIZE + 32, 3), np.float32)
     grain = np.clip(8 + grain, 0, 16).astype(np.uint8)  # only ever adds: bytes are several times faster here
     shifts = rng.integers(0, 32, (numbers.max() + 1, 2))[numbers]
     frames = np.empty((count, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)

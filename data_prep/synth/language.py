@@ -114,22 +114,22 @@ _TEXT_CUES = {
     "gloomy": ("the words are gloomy and speak of loss", "the speaker says gloomy words without hope"),
 }
 _VOICE_CUES = {
-    "warm": ("the voice is warm and melodic", "the speaker talks in a warm and soft voice"),
-    "flat": ("the voice is flat and slow", "the speaker talks in a flat and even voice"),
-    "sharp": ("the voice is sharp and pressed", "the speaker talks in a sharp and fast voice"),
-    "shaky": ("the voice is shaky and breathy", "the speaker talks in a shaky and trembling voice"),
+    "warm": ("the voice is warm and melodic", "the speaker has a warm and soft voice"),
+    "flat": ("the voice is flat and slow", "the speaker has a flat and even voice"),
+    "sharp": ("the voice is sharp and pressed", "the speaker has a sharp and fast voice"),
+    "shaky": ("the voice is shaky and breathy", "the speaker has a shaky and trembling voice"),
 }
 _FACE_CUES = {
-    "smile": ("the person smiles with the corners of the mouth raised", "the face shows a clear smile"),
+    "smile": ("the person smiles with raised corners of the mouth", "the face shows a clear smile"),
     "neutral": ("the face is neutral and at rest", "the person shows a neutral face"),
     "frown": ("the person frowns with knitted brows", "the face shows a frown with lowered brows"),
     "sad": ("the face is sad with drooping eyes and mouth", "the person looks down with a sad face"),
-    "wide": ("the eyes are wide open and the brows are raised", "the person stares with wide eyes and an open mouth"),
+    "wide": ("the eyes are wide and the brows are raised", "the person has wide eyes and an open mouth"),
 }
 _CONCLUSIONS = (
     "Taken together, the person seems {}.",
-    "These clues suggest that the person is {}.",
-    "All in all, the person feels {}.",
+    "This suggests that the person is {}.",
+    "All in all, the person appears {}.",
 )
 
 

@@ -1,5 +1,6 @@
 """What words, voice and face mean together: one table, and which modalities an answer needs, counted from it."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +64,7 @@ SCENES, FILMED = _parse(TABLE)
 FILMED_BY_EMOTION = {emotion: tuple(s for s in FILMED if SCENES[s] == emotion) for emotion in EMOTIONS}
 
 
+@functools.cache
 def needs(scene: Scene) -> tuple[str, ...]:
     """Modalities without which the scene's answer cannot be told.
 

@@ -79,7 +79,7 @@ def clip_spec(seed: int, split: str, index: int) -> ClipSpec:
         english=english,
         chinese=chinese,
         description=language.draw_description(scene, labels, rng),
-        frames=round(FRAME_RATE * (2.0 + 3.0 * rng.beta(1.0, 3.6))),
+        frames=round(FRAME_RATE * (2.0 + 3.0 * rng.beta(1.0, 4.5))),
         face_id=f"{seed}-{split}-face-{face_number:03d}",
         voice_id=f"{seed}-{split}-voice-{voice_number:03d}",
         identity=face_module.draw_identity(stream(seed, split, "face", face_number)),

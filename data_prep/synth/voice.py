@@ -14,7 +14,7 @@ SAMPLE_RATE = 16000
 """Samples a second."""
 _HOP = 80  # samples a track step, 5 ms
 _WINDOW = 512
-_STRIDE = 128  # of the spectral filter
+_STRIDE = 256  # of the spectral filter
 
 # First three formants of a, e, i, o, u and a neutral vowel for an adult tract of average length (Hz), and bandwidths.
 _VOWELS = np.array(
@@ -42,10 +42,10 @@ VOICE_LATENTS = Voice._fields
 """Names of the voice's latents, in the order of `Voice`."""
 
 MANNERS = {
-    "warm": Voice(1.0, 4.5, 4.2, -7.0, 0.10, 0.004, 0.0, 0.060),
-    "flat": Voice(-2.5, 0.25, 3.0, -5.0, 0.03, 0.002, 0.0, 0.040),
-    "sharp": Voice(3.0, 2.0, 6.2, 0.0, 0.01, 0.004, 0.0, 0.008),
-    "shaky": Voice(4.0, 1.2, 4.6, -6.0, 0.45, 0.030, 1.6, 0.030),
+    "warm": Voice(1.0, 4.5, 4.2, -10.0, 0.06, 0.004, 0.0, 0.060),
+    "flat": Voice(-2.5, 0.20, 2.8, -4.0, 0.02, 0.002, 0.0, 0.040),
+    "sharp": Voice(3.0, 2.0, 6.4, 2.0, 0.01, 0.004, 0.0, 0.006),
+    "shaky": Voice(4.5, 1.0, 4.6, -6.0, 0.45, 0.030, 2.2, 0.030),
 }
 """Manner of speaking -> its typical latents."""
 
@@ -169,7 +169,8 @@ def synthesize(tracks: Tracks, voice: Voice, speaker: Speaker, rng: np.random.Ge
 def _tract_response(tracks: Tracks, voice: Voice, speaker: Speaker, samples: int) -> np.ndarray:
     """Gain of the vocal tract, [frames, bins], for `_filter`."""
     frames = -(-samples // _STRIDE) + _WINDOW // _STRIDE - 1
-    at = np.clip((np.arange(frames) * _STRIDE - _WINDOW // 2) // _HOP, 0, len(tracks.pitch) - 1)
+    middle = (np.arange(frames) + 1) * _STRIDE - _WINDOW // 2  # of each window, see _filter
+    at = np.clip(middle // _HOP, 0, len(tracks.pitch) - 1)
     frequency = np.fft.rfftfreq(_WINDOW, 1 / SAMPLE_RATE).astype(np.float32)
     fourth = np.full((frames, 1), _FOURTH_FORMANT)
     formants = (speaker.tract * np.concatenate([tracks.formants[at], fourth], axis=1)).astype(np.float32)

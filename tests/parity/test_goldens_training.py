@@ -8,10 +8,11 @@ import pytest
 
 from affectgpt_jax.config.run import OptimizerConfig
 from affectgpt_jax.training.optimizer import decays, make_optimizer, make_schedule
-from affectgpt_jax.training.state import new_state, split
+from affectgpt_jax.training.state import new_state
 from affectgpt_jax.training.step import make_step
 from affectgpt_jax.weights.networks import TRAINED
 from affectgpt_jax.weights.table import write_tree
+from affectgpt_jax.weights.trainable import split
 from tests.parity import goldens
 
 TRAINABLE = ("^fusion/", "/lora_[ab]$")

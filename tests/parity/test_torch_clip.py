@@ -4,16 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from affectgpt_jax.config.networks import VisionConfig
-from affectgpt_jax.models.clip import VisionTower
 from affectgpt_jax.weights.files import write_folder
 from affectgpt_jax.weights.networks import CLIP
 from affectgpt_jax.weights.table import write_tree
-from tests.parity.torch_models import as_torch, filled, randomise, saved, torch, transformers, uniform
+from affectgpt_jax.weights.towers import open_vision
+from tests.parity.torch_models import as_torch, randomise, saved, torch, transformers, uniform
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -36,20 +34,14 @@ def both_towers(sizes: dict[str, Any]) -> Any:
     return randomise(transformers.CLIPModel(config), seed=2)
 
 
-def read(folder: Path, model: Any) -> tuple[VisionTower, dict[str, Any]]:
-    config, tensors = saved(model, folder)
-    tower = VisionTower(VisionConfig.from_hf(config))
-    size = tower.config.image_size
-    return tower, filled(CLIP, tower, tensors, jnp.zeros((1, size, size, 3)))
-
-
 @pytest.mark.parametrize("name", SIZES)
 def test_features(name: str, tmp_path: Path) -> None:
     """The last hidden states, the pooled class token and its projection; the text tower of a whole model is left."""
     pixels = 2 * uniform(3, 3, 28, 28, 3)
     for build in (vision_only, both_towers):
         model = build(SIZES[name])
-        tower, params = read(tmp_path / build.__name__, model)
+        saved(model, tmp_path / build.__name__)
+        tower, params, _ = open_vision(tmp_path / build.__name__)
         inputs = as_torch(pixels.transpose(0, 3, 1, 2))
         with torch.no_grad():
             expected = model.vision_model(inputs)
@@ -59,9 +51,9 @@ def test_features(name: str, tmp_path: Path) -> None:
 
         @jax.jit
         def apply(params: Any, x: Any) -> Any:
-            hidden = tower.apply({"params": params}, x, method="hidden")  # noqa: B023
-            pooled = tower.apply({"params": params}, hidden, method="pool")  # noqa: B023
-            return hidden, pooled, tower.apply({"params": params}, x)  # noqa: B023
+            hidden = tower.apply({"params": params}, x, method="hidden")
+            pooled = tower.apply({"params": params}, hidden, method="pool")
+            return hidden, pooled, tower.apply({"params": params}, x)
 
         hidden, pooled, found = apply(params, pixels)
         np.testing.assert_allclose(hidden, expected.last_hidden_state, **EXACT)
@@ -72,8 +64,9 @@ def test_features(name: str, tmp_path: Path) -> None:
 def test_exported_folder_opens(tmp_path: Path) -> None:
     """What we write, Hugging Face reads, bit for bit."""
     model = vision_only(SIZES["gelu_three_heads"])
-    _, params = read(tmp_path / "theirs", model)
-    write_folder(tmp_path / "ours", model.config.to_dict(), dict(write_tree(CLIP, params)))
+    config, _ = saved(model, tmp_path / "theirs")
+    tower = open_vision(tmp_path / "theirs")
+    write_folder(tmp_path / "ours", config, dict(write_tree(CLIP, tower.params)))
     again = transformers.CLIPVisionModelWithProjection.from_pretrained(tmp_path / "ours")
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name

@@ -4,17 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from affectgpt_jax.config.networks import HubertConfig
-from affectgpt_jax.models.hubert import Hubert
-from affectgpt_jax.weights.files import SINGLE, HubertTensors, SafetensorsFolder, split_position_conv, write_folder
+from affectgpt_jax.weights.files import split_position_conv, write_folder
 from affectgpt_jax.weights.networks import HUBERT
 from affectgpt_jax.weights.table import write_tree
-from tests.parity.torch_models import as_torch, filled, randomise, saved, torch, transformers, uniform
+from affectgpt_jax.weights.towers import open_audio
+from tests.parity.torch_models import as_torch, randomise, saved, torch, transformers, uniform
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -44,16 +41,12 @@ def oracle(name: str) -> Any:
     return randomise(transformers.HubertModel(config), seed=1)
 
 
-def read(config: dict[str, Any], tensors: Any) -> tuple[Hubert, dict[str, Any]]:
-    tower = Hubert(HubertConfig.from_hf(config))
-    return tower, filled(HUBERT, tower, HubertTensors(tensors), jnp.zeros((1, 400)))
-
-
 @pytest.mark.parametrize("name", SIZES)
 def test_hidden_states(name: str, tmp_path: Path) -> None:
     """Every hidden state and the pooled feature, for a number of samples that the strides do not divide."""
     model = oracle(name)
-    tower, params = read(*saved(model, tmp_path))
+    saved(model, tmp_path)
+    tower, params, _ = open_audio(tmp_path)
     wave = uniform(2, 3, 707)
     with torch.no_grad():
         output = model(as_torch(wave), output_hidden_states=True)
@@ -80,11 +73,9 @@ def test_old_spelling_of_the_weight_norm(tmp_path: Path) -> None:
     for new, old in spelling.items():
         key = f"encoder.pos_conv_embed.conv.{new}"
         renamed[f"encoder.pos_conv_embed.conv.{old}"] = renamed.pop(key)
-    (tmp_path / "old").mkdir()
-    save_file(renamed, tmp_path / "old" / SINGLE)
+    write_folder(tmp_path / "old", config, renamed)
 
-    _, new = read(config, tensors)
-    _, old = read(config, SafetensorsFolder(tmp_path / "old"))
+    new, old = open_audio(tmp_path / "new").params, open_audio(tmp_path / "old").params
     assert jax.tree.all(jax.tree.map(np.array_equal, new, old))
     folded = model.encoder.pos_conv_embed.conv.weight.detach().numpy()
     np.testing.assert_allclose(new["position_conv"]["kernel"].transpose(2, 1, 0), folded, rtol=1e-6, atol=1e-7)
@@ -93,8 +84,8 @@ def test_old_spelling_of_the_weight_norm(tmp_path: Path) -> None:
 def test_exported_folder_opens(tmp_path: Path) -> None:
     """What we write, Hugging Face reads: every tensor bit for bit, the positional convolution in its folded form."""
     model = oracle("base_biased_odd_kernel_no_projection_norm")
-    config, tensors = saved(model, tmp_path / "theirs")
-    _, params = read(config, tensors)
+    config, _ = saved(model, tmp_path / "theirs")
+    params = open_audio(tmp_path / "theirs").params
     write_folder(tmp_path / "ours", config, split_position_conv(dict(write_tree(HUBERT, params))))
     again = transformers.HubertModel.from_pretrained(tmp_path / "ours")
     theirs, ours = model.state_dict(), again.state_dict()

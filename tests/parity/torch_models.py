@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from affectgpt_jax.weights.files import SafetensorsFolder, read_config
-from affectgpt_jax.weights.table import Table, read_tree
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -42,11 +41,6 @@ def saved(model: Any, folder: Path, **options: Any) -> tuple[dict[str, Any], Saf
 def shapes(model: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Our model's parameters without their values."""
     return jax.eval_shape(lambda: model.init(jax.random.key(0), *args, **kwargs))["params"]
-
-
-def filled(table: Table, model: Any, source: Any, *args: Any) -> dict[str, Any]:
-    """Our model's parameters, read from named tensors."""
-    return read_tree(table, shapes(model, *args), source, "the torch model")
 
 
 def as_torch(x: np.ndarray) -> Any:

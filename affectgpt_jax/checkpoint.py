@@ -1,0 +1,94 @@
+"""Run checkpoints: the training state and its position, by Orbax, in the background, restored onto any topology."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from affectgpt_jax.errors import UserError
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds."""
+
+    step: int
+    items: dict[str, Any]
+    facts: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run folder. A half-written one is never seen."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        """Open or create the folder.
+
+        Args:
+          folder: where checkpoints lie, one folder a step.
+          keep: latest ones kept.
+
+        Raises:
+          UserError: the folder cannot be written.
+        """
+        self.folder = folder.resolve()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error}); choose another train.output") from error
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, items: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Start saving; an error of the save before surfaces here.
+
+        Args:
+          step: optimizer steps taken; saving the newest one again does nothing.
+          items: named trees of arrays, each of which can be restored without the others.
+          facts: what JSON can hold.
+        """
+        if self._manager.latest_step() == step:
+            return
+        trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        self._manager.save(step, args=ocp.args.Composite(**trees, facts=ocp.args.JsonSave(facts)))
+
+    def restore(self, abstract: dict[str, Any], step: int | None = None) -> Restored:
+        """Read a checkpoint onto freshly built targets.
+
+        Args:
+          abstract: the wanted items as shapes with shardings; whatever mesh wrote the checkpoint does not matter.
+          step: which one; the newest when None.
+
+        Raises:
+          UserError: there is none, or it is of another model.
+        """
+        step = self.latest if step is None else step
+        if step is None or step not in self._manager.all_steps():
+            steps = ", ".join(map(str, self._manager.all_steps())) or "none"
+            raise UserError(f"{self.folder}: no checkpoint{'' if step is None else f' of step {step}'}; found: {steps}")
+        try:
+            trees = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+            found = self._manager.restore(step, args=ocp.args.Composite(**trees, facts=ocp.args.JsonRestore()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.folder / str(step)} does not fit this model; did model, weights or train.trainable change? "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        return Restored(step, {name: found[name] for name in abstract}, found.facts)
+
+    def wait(self) -> None:
+        """Wait until everything is on disk; an error of the last save surfaces here."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait and release the folder."""
+        self._manager.close()
+
+
+def targets(tree: Any) -> Any:
+    """Arrays as shapes with their shardings, the targets of a restore."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

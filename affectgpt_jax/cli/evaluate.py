@@ -1,0 +1,143 @@
+"""Answer a corpus split and score the answers: hit rate, set precision, recall and F, sentiment weighted F1.
+
+    affectgpt evaluate runs/demo
+    affectgpt evaluate runs/demo --corpus OTHER --output runs/demo/other
+
+A model that has learned what to put in the place of an absent modality is also asked without each of them, and with
+another clip's. Words are grouped by the built-in lexicon "affectgpt-small", or by the official emotion wheels
+(--wheel-dir). Writes scores.json and answers.jsonl.
+"""
+
+import argparse
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from affectgpt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from affectgpt_jax.inference.evaluate import Evaluation
+
+SYNTHETIC_NEEDS = {"face": "face", "voice": "audio", "text": "text"}
+"""Modality of the synthetic corpus -> stream of the model."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--corpus", help="clips in the MER2025 layout, or prepared shards; the run's own by default")
+    parser.add_argument("--split", help="split to answer; the run's evaluate.split by default")
+    parser.add_argument("--step", type=int, help="checkpoint; the newest by default")
+    parser.add_argument("--wheel-dir", help="folder of the official emotion wheels")
+    parser.add_argument("--plain", action="store_true", help="only with all modalities in place")
+    parser.add_argument("--output", help="folder for scores.json and answers.jsonl; the run folder by default")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print the tables."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from affectgpt_jax.inference.evaluate import PLAIN, evaluate, write_evaluation
+    from affectgpt_jax.inference.runs import open_run, open_shards
+    from affectgpt_jax.unibench.table_cache import load_table
+
+    opened = open_run(args.run, args.step)
+    config = opened.config
+    output = Path(args.output or args.run)
+    media, shards = _locate(args.corpus, config.prepare.corpus, config.data.shards, output)
+    if media is not None and not Path(shards).is_dir():
+        _prepare(config, media, shards)
+    corpus = open_shards(config, args.split or config.evaluate.split, shards)
+    table = load_table(args.wheel_dir)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total)
+            progress.update(tasks[name], completed=done)
+
+        asked = (PLAIN,) if args.plain else None
+        found = evaluate(opened, corpus, table, needs=_needs(media), asked=asked, progress=report)
+    facts = {
+        "run": str(args.run),
+        "step": opened.step,
+        "corpus": str(media or shards),
+        "split": corpus.split,
+        "fingerprint": corpus.fingerprint,
+        "table": table.name,
+    }
+    write_evaluation(found, corpus, output, facts)
+    print_tables(found, table.name, len(corpus))
+    print(f"written: {output / 'scores.json'}, {output / 'answers.jsonl'}")
+    return 0
+
+
+def _locate(given: str | None, media: str, shards: str, output: Path) -> tuple[str | None, str]:
+    """The clips (None if unknown) and the shards to answer."""
+    if given is None:
+        return media or None, shards
+    if (Path(given) / "mer_caption").is_dir():
+        return None, given
+    if (Path(given) / "subtitle_chieng.csv").is_file():
+        return given, str(output / f"shards-{Path(given).name}")
+    raise UserError(
+        f"--corpus {given}: neither clips in the MER2025 layout (no subtitle_chieng.csv) nor prepared shards "
+        "(no mer_caption)"
+    )
+
+
+def _prepare(config: Any, media: str, shards: str) -> None:
+    from affectgpt_jax.inference.encoders import Encoders
+    from data_prep.prepare import PrepareSettings, prepare
+    from data_prep.readers import read_mer_caption_plus
+
+    listing = read_mer_caption_plus(media)
+    settings = PrepareSettings(
+        streams=config.prepare.streams,
+        missing=config.prepare.missing,
+        batch_clips=config.prepare.batch_clips,
+        shard_clips=config.prepare.shard_clips,
+        decode_threads=config.prepare.decode_threads,
+    )
+    encoders = Encoders(config.weights.vision, config.weights.audio)
+    print(prepare(listing.records, encoders, settings, shards, listing.problems).summary())
+
+
+def _needs(media: str | None) -> Mapping[str, Sequence[str]] | None:
+    """Which modalities each clip of a synthetic corpus needs; None for any other corpus."""
+    path = Path(media or "") / "synth_attributes.csv"
+    if media is None or not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        return {
+            row["name"]: [stream for need, stream in SYNTHETIC_NEEDS.items() if row[f"needs_{need}"] == "1"]
+            for row in csv.DictReader(file)
+        }
+
+
+def print_tables(found: "Evaluation", table: str, clips: int) -> None:
+    """Print the score table and, where the corpus says what clips need, the modality table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    first = next(iter(found.scores.values()))
+    shown = Table(title=f"{clips} clips, words grouped by {table}, 95 % intervals")
+    shown.add_column("condition")
+    for name in first:
+        shown.add_column(name.replace("_", " "), justify="right")
+    for condition, scores in found.scores.items():
+        cells = [f"{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}]" for s in scores.values()]
+        shown.add_row(condition, *cells)
+    console.print(shown)
+    if found.by_need:
+        needs = Table(title="hit rate on the clips that need a modality")
+        needs.add_column("condition")
+        for modality, entry in found.by_need.items():
+            needs.add_column(f"need {modality} ({entry['clips']})", justify="right")
+        for condition in found.scores:
+            needs.add_row(condition, *(f"{entry['hit_rate'][condition]:.3f}" for entry in found.by_need.values()))
+        console.print(needs)

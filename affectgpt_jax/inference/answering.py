@@ -1,0 +1,150 @@
+"""Questions about samples, answered in batches of a few compiled shapes."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from affectgpt_jax.data.examples import Conversation, Example, Rejected, prompt_example
+from affectgpt_jax.data.prompts import needs
+from affectgpt_jax.data.responses import response_labels, response_text
+from affectgpt_jax.data.shard_schema import parse_stream
+from affectgpt_jax.errors import UserError
+from affectgpt_jax.inference.engine import Prompts, make_generate
+from affectgpt_jax.inference.runs import Run, model_layout
+from affectgpt_jax.ops.sampling import GREEDY, Sampling
+
+BUCKET = 32
+"""Prompt lengths are padded up to a multiple of this."""
+
+
+class Query(NamedTuple):
+    """A question about one sample.
+
+    Attributes:
+      name: the sample's name.
+      subtitle: what is said; may be empty.
+      question: the question's text (`prompts.question`).
+      features: per stream of the model float [t, F]; what is left out is absent.
+    """
+
+    name: str
+    subtitle: str
+    question: str
+    features: Mapping[str, np.ndarray]
+
+
+class Answer(NamedTuple):
+    """What the model said.
+
+    Attributes:
+      name: the sample's name.
+      text: the answer.
+      labels: emotion words read from it by rule.
+      absent: streams that the sample lacked.
+      tokens: how many were generated.
+      note: what had to be changed to make the prompt fit; empty in most cases.
+    """
+
+    name: str
+    text: str
+    labels: list[str]
+    absent: tuple[str, ...]
+    tokens: int
+    note: str = ""
+
+
+class Answerer:
+    """A run with its compiled generation. Answers do not depend on the company a query is in."""
+
+    def __init__(self, run: Run, *, batch: int, max_new: int, sampling: Sampling = GREEDY, seed: int = 0) -> None:
+        """Prepare the generation.
+
+        Args:
+          run: an opened run.
+          batch: queries a call; the last call is padded.
+          max_new: tokens of an answer at most.
+          sampling: how tokens are drawn.
+          seed: of sampling; a query's draws depend on it and on its place in the sequence of queries.
+        """
+        self._run, self._batch, self._max_new, self._seed = run, batch, max_new, seed
+        self._layout = model_layout(run.config)
+        ends = ((token,) for token in run.tokenizer.end_ids)
+        self._generate = make_generate(
+            run.model, max_new=max_new, stop=[*run.tokenizer.stop_sequences, *ends], sampling=sampling
+        )
+        self._streams = needs(run.config.model.mode).streams
+        prepared = map(parse_stream, run.config.prepare.streams)
+        counts = {stream.modality: stream.count for stream in prepared}
+        widths = {"audio": run.config.model.audio_width}
+        self._shapes = {name: (counts[name], widths.get(name, run.config.model.vision_width)) for name in self._streams}
+
+    def __call__(self, queries: Sequence[Query], report: Callable[[int], None] | None = None) -> list[Answer]:
+        """Answer all queries, in order.
+
+        Args:
+          queries: the questions.
+          report: called with the number answered so far.
+
+        Raises:
+          UserError: a prompt that cannot be made, or an absent stream that the model has nothing to put in place of.
+        """
+        examples = [self._prompt(query) for query in queries]
+        # Queries of like length share a call; results go back to their places.
+        order = sorted(range(len(queries)), key=lambda i: len(examples[i].tokens))
+        answers: list[Answer | None] = [None] * len(queries)
+        for start in range(0, len(order), self._batch):
+            chosen = order[start : start + self._batch]
+            for i, answer in zip(chosen, self._call([(i, queries[i], examples[i]) for i in chosen]), strict=True):
+                answers[i] = answer
+            if report is not None:
+                report(start + len(chosen))
+        return [answer for answer in answers if answer is not None]
+
+    def _prompt(self, query: Query) -> Example:
+        config = self._run.config
+        absent = [name for name in self._streams if name not in query.features]
+        if absent and not config.model.absent:
+            raise UserError(
+                f"{query.name} has no {' and no '.join(absent)}, and this model has learned nothing to put in place; "
+                "train with model.absent=true and data.hide, or leave the clip out"
+            )
+        conversation = Conversation(query.name, config.model.mode, query.subtitle, query.question)
+        example = prompt_example(
+            conversation, self._layout, self._run.tokenizer, compat=config.compat, max_new_tokens=self._max_new
+        )
+        if isinstance(example, Rejected):
+            raise UserError(f"{example.name} {example.reason}")
+        return example
+
+    def _call(self, items: Sequence[tuple[int, Query, Example]]) -> Iterable[Answer]:
+        rows = self._batch
+        length = -(-max(len(example.tokens) for _, _, example in items) // BUCKET) * BUCKET
+        prompts = Prompts(
+            tokens=np.zeros((rows, length), np.int32),
+            soft_index=np.zeros((rows, length), np.int32),
+            used=np.zeros((rows, length), bool),
+            features={name: np.zeros((rows, 1, *shape), np.float32) for name, shape in self._shapes.items()},
+            present={name: np.zeros((rows, 1), bool) for name in self._shapes},
+        )
+        prompts.used[:, 0] = True  # a padding row reads one token and is thrown away
+        for row, (_, query, example) in enumerate(items):
+            size = len(example.tokens)
+            prompts.tokens[row, :size] = example.tokens
+            prompts.soft_index[row, :size] = example.soft_index
+            prompts.used[row, :size] = True
+            for name, features in query.features.items():
+                if name in self._shapes:
+                    prompts.features[name][row, 0] = features
+                    prompts.present[name][row, 0] = True
+        numbers = np.zeros(rows, np.uint32)
+        numbers[: len(items)] = [number for number, _, _ in items]
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self._seed), numbers)
+        found = self._generate(self._run.params, prompts, keys)
+        ids, lengths = np.asarray(found.ids), np.asarray(found.lengths)
+        tokenizer, compat = self._run.tokenizer, self._run.config.compat
+        for row, (_, query, example) in enumerate(items):
+            text = response_text(ids[row, : lengths[row]].tolist(), tokenizer, compat=compat)
+            absent = tuple(name for name in self._streams if name not in query.features)
+            yield Answer(query.name, text, response_labels(text), absent, int(lengths[row]), example.note)

@@ -1,0 +1,85 @@
+"""The frozen towers at work: pictures and sound in, features out, in batches of one compiled shape.
+
+n pictures or samples, c clips of a sample, s samples of sound, F feature width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from affectgpt_jax.data.preprocess import clip_pixels
+from affectgpt_jax.errors import UserError
+from affectgpt_jax.weights.towers import Tower, open_audio, open_vision
+
+Floats = npt.NDArray[np.float32]
+
+
+class Encoders:
+    """CLIP and HuBERT from their folders; either may be missing as long as nobody asks for it."""
+
+    def __init__(self, vision: str | None, audio: str | None, *, batch: int = 128) -> None:
+        """Open the towers.
+
+        Args:
+          vision: CLIP folder.
+          audio: HuBERT folder.
+          batch: pictures, and clips of sound, that one call of a tower takes; fewer are padded.
+
+        Raises:
+          UserError: a folder that cannot be read.
+        """
+        self._vision = open_vision(vision) if vision else None
+        self._audio = open_audio(audio) if audio else None
+        self._batch = batch
+        self._apply: dict[str, Callable[[Any, Any], Any]] = {
+            name: jax.jit(lambda params, x, tower=tower: tower.network.apply({"params": params}, x))
+            for name, tower in (("vision", self._vision), ("audio", self._audio))
+            if tower is not None
+        }
+
+    @property
+    def vision_provenance(self) -> dict[str, Any]:
+        """Encoder, weights hash and width of picture features."""
+        return self._tower("vision").provenance
+
+    @property
+    def audio_provenance(self) -> dict[str, Any]:
+        """Encoder, weights hash and width of sound features."""
+        return self._tower("audio").provenance
+
+    @property
+    def image_size(self) -> int:
+        """Height and width that the vision tower takes."""
+        return self._tower("vision").network.config.image_size
+
+    def vision(self, frames: npt.NDArray[np.uint8]) -> Floats:
+        """Encode pictures, uint8 [n, height, width, 3], to [n, F]."""
+        return self.pixels(clip_pixels(frames, self.image_size))
+
+    def pixels(self, pixels: Floats) -> Floats:
+        """Encode processed pictures, [n, 3, size, size], to [n, F]."""
+        return self._run("vision", np.ascontiguousarray(np.moveaxis(pixels, 1, -1)))
+
+    def audio(self, clips: Floats) -> Floats:
+        """Encode sound, [n, c, s], normalised sample by sample, to [n, c, F]."""
+        features = self._run("audio", clips.reshape(-1, clips.shape[-1]))
+        return features.reshape(*clips.shape[:2], -1)
+
+    def _tower(self, name: str) -> Tower:
+        tower = self._vision if name == "vision" else self._audio
+        if tower is None:
+            raise UserError(f"weights.{name} is not set; name the folder of the {name} encoder")
+        return tower
+
+    def _run(self, name: str, x: np.ndarray) -> Floats:
+        params = self._tower(name).params
+        parts = []
+        for start in range(0, len(x), self._batch):
+            part = x[start : start + self._batch]
+            padding = [(0, self._batch - len(part))] + [(0, 0)] * (x.ndim - 1)
+            parts.append((self._apply[name](params, np.pad(part, padding)), len(part)))
+        # Results are fetched only after every call has been dispatched.
+        return np.concatenate([np.asarray(features[:count], np.float32) for features, count in parts])

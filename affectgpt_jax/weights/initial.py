@@ -1,0 +1,78 @@
+"""A run's parameters before training: the base model from its folder, the rest fresh from the seed."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from affectgpt_jax.config.networks import DecoderConfig
+from affectgpt_jax.config.run import RunConfig
+from affectgpt_jax.data.tokenizer import Tokenizer, open_tokenizer
+from affectgpt_jax.errors import UserError
+from affectgpt_jax.models.affectgpt import AffectGPT
+from affectgpt_jax.weights.files import SafetensorsFolder, read_config
+from affectgpt_jax.weights.networks import DECODER
+from affectgpt_jax.weights.table import nest, paths, read_tree
+from affectgpt_jax.weights.towers import audio_config, vision_config
+
+VOCABULARY_MULTIPLE = 64
+"""A fresh vocabulary is rounded up to a multiple of this, for even sharding."""
+
+
+def resolve(config: RunConfig) -> tuple[RunConfig, Tokenizer]:
+    """Replace sizes by those of the folders the config names, and open the tokenizer.
+
+    Raises:
+      UserError: no tokenizer, or a vocabulary too small for it.
+    """
+    folder = config.weights.tokenizer or config.weights.language
+    if not folder:
+        raise UserError("weights.tokenizer: name a tokenizer folder (or weights.language, a model folder that has one)")
+    tokenizer = open_tokenizer(folder)
+    model, decoder = config.model, config.model.decoder
+    if config.weights.language:
+        kept = {key: getattr(decoder, key) for key in ("lora", "dtype", "remat")}
+        decoder = DecoderConfig.from_hf(read_config(config.weights.language), **kept)
+    else:
+        vocabulary = -(-tokenizer.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        decoder = decoder.model_copy(update={"vocab": vocabulary})
+    sizes: dict[str, Any] = {"decoder": decoder}
+    if config.weights.vision:
+        sizes["vision_width"] = vision_config(config.weights.vision).projection
+    if config.weights.audio:
+        sizes["audio_width"] = audio_config(config.weights.audio).width
+    return config.model_copy(update={"model": model.model_copy(update=sizes)}), tokenizer
+
+
+def parameter_shapes(model: AffectGPT) -> Any:
+    """All parameters of a model as shapes."""
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), method="initialise"))["params"]
+
+
+def initial_parameters(config: RunConfig, model: AffectGPT, shardings: Any) -> dict[str, Any]:
+    """Parameters of a resolved config, made where they will lie.
+
+    Args:
+      config: the run; `weights.language` names the base model, `train.seed` decides what is fresh.
+      model: its network.
+      shardings: a sharding for each parameter.
+    """
+
+    def init() -> Any:
+        params = model.init(jax.random.key(config.train.seed), method="initialise")["params"]
+        dtype = jnp.dtype(config.model.decoder.dtype) if config.weights.language else jnp.float32
+        return nest({path: leaf.astype(dtype) if _is_base(path) else leaf for path, leaf in paths(params).items()})
+
+    params = jax.jit(init, out_shardings=shardings)()
+    if not config.weights.language:
+        return params
+    flat = paths(params)
+    base = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in flat.items() if _is_base(path)}
+    source = SafetensorsFolder(config.weights.language)
+    found = paths(read_tree(DECODER, nest(base), source, config.weights.language))
+    places = paths(shardings)
+    return nest(flat | {path: jax.device_put(x, places[path]) for path, x in found.items()})
+
+
+def _is_base(path: str) -> bool:
+    return path.startswith("decoder/") and "/lora_" not in path

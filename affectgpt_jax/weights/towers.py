@@ -1,0 +1,79 @@
+"""Opening the frozen encoders from Hugging Face folders."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from affectgpt_jax.config.networks import HubertConfig, VisionConfig
+from affectgpt_jax.data.shard_schema import file_digest
+from affectgpt_jax.errors import UserError
+from affectgpt_jax.models.clip import VisionTower
+from affectgpt_jax.models.hubert import Hubert
+from affectgpt_jax.weights.files import INDEX, SINGLE, HubertTensors, Renamed, SafetensorsFolder, read_config
+from affectgpt_jax.weights.networks import CLIP, HUBERT
+from affectgpt_jax.weights.table import read_tree
+
+
+class Tower(NamedTuple):
+    """An encoder with its parameters and where they come from."""
+
+    network: Any
+    params: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def vision_config(folder: str | Path) -> VisionConfig:
+    """Sizes of the CLIP tower in a folder."""
+    config = read_config(folder)
+    if "clip" not in config.get("model_type", "clip"):
+        raise UserError(f"{folder}: config.json says model_type={config['model_type']!r}, expected a CLIP model")
+    return VisionConfig.from_hf(config)
+
+
+def audio_config(folder: str | Path) -> HubertConfig:
+    """Sizes of the HuBERT encoder in a folder."""
+    config = read_config(folder)
+    if config.get("model_type", "hubert") != "hubert":
+        raise UserError(f"{folder}: config.json says model_type={config['model_type']!r}, expected hubert")
+    return HubertConfig.from_hf(config)
+
+
+def weights_hash(folder: str | Path) -> str:
+    """Identity of a folder's weights: a digest of its safetensors files."""
+    files = sorted(Path(folder).glob("*.safetensors")) if (Path(folder) / INDEX).is_file() else [Path(folder) / SINGLE]
+    return "-".join(file_digest(file)[:32] for file in files)
+
+
+def _provenance(folder: str | Path, width: int) -> dict[str, Any]:
+    kind = read_config(folder).get("model_type", "")
+    return {"encoder": f"{Path(folder).name} ({kind})", "weights": weights_hash(folder), "width": width}
+
+
+def open_vision(folder: str | Path) -> Tower:
+    """A CLIP vision tower.
+
+    Raises:
+      UserError: files missing, damaged or of another shape than config.json says.
+    """
+    config = vision_config(folder)
+    network = VisionTower(config)
+    pixels = jnp.zeros((1, config.image_size, config.image_size, 3))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), pixels)["params"]
+    params = read_tree(CLIP, shapes, SafetensorsFolder(folder), str(folder))
+    return Tower(network, params, _provenance(folder, config.projection))
+
+
+def open_audio(folder: str | Path) -> Tower:
+    """A HuBERT encoder; weight norm folded, with or without the prefix of a fine-tuned model.
+
+    Raises:
+      UserError: files missing, damaged or of another shape than config.json says.
+    """
+    config = audio_config(folder)
+    network = Hubert(config)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 16000)))["params"]
+    tensors = HubertTensors(Renamed(SafetensorsFolder(folder), "hubert."))
+    params = read_tree(HUBERT, shapes, tensors, str(folder))
+    return Tower(network, params, _provenance(folder, config.width))
