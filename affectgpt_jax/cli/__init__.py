@@ -7,8 +7,10 @@ never loads jax.
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.version import __version__
@@ -50,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(sub)
     args = parser.parse_args(argv)
+    keep_compiled_programs()
     try:
         return module.run(args)
     except UserError as error:
@@ -58,3 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"affectgpt {args.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def keep_compiled_programs() -> None:
+    """Let JAX keep compiled programs between commands, unless the environment says where or that it must not.
+
+    This sets environment variables only; a command that never loads jax pays nothing.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "affectgpt_jax" / "jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

@@ -34,6 +34,15 @@ ReadStream = Callable[[str, Sequence[int]], tuple[np.ndarray, np.ndarray]]
 """(stream, samples) -> what the encoders gave or will get [n, ...], and whether each sample has it [n]."""
 
 
+class MediaInLoop(NamedTuple):
+    """Encoders in the loop (`data.source: media`): what is read, and how a batch of it becomes features."""
+
+    read: ReadStream
+    shapes: dict[str, tuple[int, ...]]
+    """Shape of one sample of each of the model's streams."""
+    encode: Callable[[Batch], Batch]
+
+
 @dataclass(frozen=True)
 class Asker:
     """Turns a sample's texts into tokens.

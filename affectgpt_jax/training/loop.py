@@ -17,7 +17,7 @@ from affectgpt_jax.checkpoint import Checkpoints, targets
 from affectgpt_jax.config import RunConfig, save_config
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.examples import BatchShape
-from affectgpt_jax.data.pipeline import Asker, ReadStream, RowLoader, measure, training_batches
+from affectgpt_jax.data.pipeline import Asker, MediaInLoop, RowLoader, measure, training_batches
 from affectgpt_jax.data.plan import Limits, Plan
 from affectgpt_jax.data.prompts import layout_size
 from affectgpt_jax.data.shards import Corpus
@@ -35,15 +35,6 @@ from affectgpt_jax.weights.initial import initial_parameters, parameter_shapes, 
 from affectgpt_jax.weights.trainable import Tree, split
 
 ENVIRONMENT = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-
-
-class MediaInLoop(NamedTuple):
-    """Encoders in the loop (`data.source: media`): what is read, and how a batch of it becomes features."""
-
-    read: ReadStream
-    shapes: dict[str, tuple[int, ...]]
-    """Shape of one sample of each of the model's streams."""
-    encode: Callable[[Batch], Batch]
 
 
 class Result(NamedTuple):

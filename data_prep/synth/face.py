@@ -1,4 +1,4 @@
-"""A parametric face: eleven actions move it, an identity paints it, a camera looks at it.
+"""A parametric face: twelve actions move it, an identity paints it, a camera looks at it.
 
 Coordinates of a face: the origin between eyes and mouth, x to the right, y down, half the face's width is 1.
 Geometry is computed for all frames at once; only the filling of polygons runs frame by frame.
@@ -144,7 +144,7 @@ def animate(
     """
     time = frames / rate
     actions = {name: np.full(len(time), value) for name, value in zip(ACTIONS, face, strict=True)}
-    phase = rng.uniform(0, 2 * np.pi, 6)
+    phase = rng.uniform(0, 2 * np.pi, 4)
     swell = 0.92 + 0.08 * np.sin(2 * np.pi * 0.4 * time + phase[0])
     for name in ("brow_raise", "brow_knit", "brow_slant", "eye_open", "mouth_curve", "mouth_width"):
         actions[name] = actions[name] * swell

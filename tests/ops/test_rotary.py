@@ -1,10 +1,14 @@
 """Rotary positions against complex numbers."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from affectgpt_jax.ops.rotary import rotary_angles, rotate
+from affectgpt_jax.ops import rotary as ops
+
+rotate = jax.jit(ops.rotate)
+rotary_angles = jax.jit(ops.rotary_angles, static_argnums=(1, 2))
 
 
 @pytest.mark.parametrize(("head_dim", "theta"), [(8, 1e4), (6, 1e6)])

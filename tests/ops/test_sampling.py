@@ -5,14 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from affectgpt_jax.ops.sampling import Sampling, choose, filter_logits, penalise_repeats
+from affectgpt_jax.ops import sampling as ops
+from affectgpt_jax.ops.sampling import GREEDY, Sampling
+
+choose = jax.jit(ops.choose, static_argnames="how")
+filter_logits = jax.jit(ops.filter_logits, static_argnames=("top_k", "top_p"))
+penalise_repeats = jax.jit(ops.penalise_repeats)
 
 VOCAB = 40
 LOGITS = (3 * np.random.default_rng(0).normal(size=(64, VOCAB))).astype(np.float32)
 
 
-@pytest.mark.parametrize("top_k", [0, 1, 5, 20, 100])
-@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("top_k", [0, 1, 8, 100])
+@pytest.mark.parametrize("top_p", [0.05, 0.9, 1.0])
 def test_filters(top_k: int, top_p: float) -> None:
     """Top-k, then top-p of what is left, keep the same tokens of random logits."""
     torch = pytest.importorskip("torch")
@@ -22,7 +27,7 @@ def test_filters(top_k: int, top_p: float) -> None:
         expected = transformers.TopKLogitsWarper(top_k)(None, expected)
     if top_p < 1:
         expected = transformers.TopPLogitsWarper(top_p)(None, expected)
-    np.testing.assert_array_equal(filter_logits(LOGITS, top_k, top_p), expected)
+    np.testing.assert_array_equal(filter_logits(LOGITS, top_k=top_k, top_p=top_p), expected)
 
 
 def test_penalty() -> None:
@@ -38,14 +43,14 @@ def test_penalty() -> None:
 
 @pytest.mark.parametrize("top_p", [0.0, 1e-9])
 def test_the_most_likely_token_always_stays(top_p: float) -> None:
-    kept = np.isfinite(np.asarray(filter_logits(LOGITS, 0, top_p)))
+    kept = np.isfinite(np.asarray(filter_logits(LOGITS, top_k=0, top_p=top_p)))
     np.testing.assert_array_equal(np.flatnonzero(kept), np.arange(64) * VOCAB + LOGITS.argmax(axis=1))
 
 
 def test_greedy_needs_no_keys() -> None:
     keys = jax.random.split(jax.random.key(0), 64)
-    np.testing.assert_array_equal(choose(keys, LOGITS, Sampling()), LOGITS.argmax(axis=1))
-    np.testing.assert_array_equal(choose(keys, LOGITS, Sampling(temperature=0.7, top_k=1)), LOGITS.argmax(axis=1))
+    np.testing.assert_array_equal(choose(keys, LOGITS, how=GREEDY), LOGITS.argmax(axis=1))
+    np.testing.assert_array_equal(choose(keys, LOGITS, how=Sampling(temperature=0.7, top_k=1)), LOGITS.argmax(axis=1))
 
 
 def test_draws_follow_the_filtered_distribution() -> None:
@@ -53,7 +58,7 @@ def test_draws_follow_the_filtered_distribution() -> None:
     how = Sampling(temperature=0.7, top_k=8, top_p=0.9)
     count = 20_000
     keys = jax.random.split(jax.random.key(3), count)
-    drawn = jax.jit(choose, static_argnames="how")(keys, jnp.broadcast_to(LOGITS[0] / 3, (count, VOCAB)), how=how)
+    drawn = choose(keys, jnp.broadcast_to(LOGITS[0] / 3, (count, VOCAB)), how=how)
     shares = np.bincount(drawn, minlength=VOCAB) / count
     scaled = LOGITS[:1].astype(np.float64) / 3 / 0.7
     order = np.argsort(-scaled[0])[:8]
@@ -70,5 +75,5 @@ def test_draws_follow_the_filtered_distribution() -> None:
 def test_a_row_draws_with_its_own_key_alone() -> None:
     how = Sampling(temperature=1.0, top_k=20, top_p=0.9)
     keys = jax.random.split(jax.random.key(0), 64)
-    together = choose(keys, LOGITS, how)
-    np.testing.assert_array_equal(choose(keys[7:9], LOGITS[7:9], how), together[7:9])
+    together = choose(keys, LOGITS, how=how)
+    np.testing.assert_array_equal(choose(keys[7:9], LOGITS[7:9], how=how), together[7:9])

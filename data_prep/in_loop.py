@@ -1,0 +1,90 @@
+"""Encoders in the training loop: clips are decoded by the loader's threads and encoded batch by batch.
+
+The same functions as in preparation read and encode, and features take the shards' type, so a run on media sees what
+a run on shards sees.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from affectgpt_jax.config import RunConfig
+from affectgpt_jax.data.batch import Batch
+from affectgpt_jax.data.clips import ClipFiles, read_modality
+from affectgpt_jax.data.pipeline import MediaInLoop
+from affectgpt_jax.data.preprocess import clip_pixels
+from affectgpt_jax.data.shard_schema import FEATURE_DTYPE, Stream, parse_stream
+from affectgpt_jax.data.shards import open_corpus
+from affectgpt_jax.errors import UserError
+from affectgpt_jax.inference.encoders import Encoders
+from affectgpt_jax.inference.runs import model_streams
+from data_prep.readers import read_mer_caption_plus
+
+CLIP_SAMPLES = 32000
+"""Samples of one clip of sound: 2 s at 16 kHz."""
+
+
+def media_in_loop(config: RunConfig) -> MediaInLoop:
+    """What `data.source: media` needs: a reader of raw media and an encoder of batches.
+
+    The shards of `data.shards` say which samples there are and in which order; `prepare.corpus` has the clips.
+
+    Raises:
+      UserError: the corpus is not named, or lacks a sample of the shards.
+    """
+    if not config.prepare.corpus:
+        raise UserError("data.source=media needs prepare.corpus, the folder of the clips")
+    names = open_corpus(config.data.shards, config.data.split).names
+    files = {record.name: record.files for record in read_mer_caption_plus(config.prepare.corpus).records}
+    lost = [name for name in names if name not in files]
+    if lost:
+        raise UserError(
+            f"{config.prepare.corpus} lacks {len(lost)} samples of {config.data.shards}, for example {lost[0]}; "
+            "prepare the shards again, or name the corpus they were made from"
+        )
+    encoders = Encoders(config.weights.vision, config.weights.audio)
+    streams = {name: parse_stream(stream) for name, stream in model_streams(config).items()}
+    size = encoders.image_size if set(streams) - {"audio"} else 0
+    shapes: dict[str, tuple[int, ...]] = {
+        name: (stream.count, CLIP_SAMPLES) if name == "audio" else (stream.count, 3, size, size)
+        for name, stream in streams.items()
+    }
+
+    def read(stream: str, samples: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        parsed = parse_stream(stream)
+        return _read([files[names[sample]] for sample in samples], parsed, shapes[parsed.modality], size)
+
+    return MediaInLoop(read, shapes, lambda batch: encode_batch(encoders, batch))
+
+
+def _read(
+    clips: Sequence[ClipFiles], stream: Stream, shape: tuple[int, ...], size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    media = np.zeros((len(clips), *shape), np.float32)
+    present = np.zeros(len(clips), np.bool_)
+    for i, clip in enumerate(clips):
+        found = read_modality(clip, stream)
+        if found is not None:
+            media[i] = found if stream.modality == "audio" else clip_pixels(found, size)
+            present[i] = True
+    return media, present
+
+
+def encode_batch(encoders: Encoders, batch: Batch) -> Batch:
+    """Replace a batch's media by features in the shards' type; zeros where a sample lacks the stream."""
+    features: Mapping[str, np.ndarray] = {
+        name: _encode(encoders, name, media, batch.present[name]) for name, media in batch.features.items()
+    }
+    return batch._replace(features=dict(features))
+
+
+def _encode(encoders: Encoders, name: str, media: np.ndarray, present: np.ndarray) -> np.ndarray:
+    chosen = media[present]
+    if name == "audio":
+        found = encoders.audio(chosen)
+    else:
+        found = encoders.pixels(chosen.reshape(-1, *chosen.shape[2:]))
+        found = found.reshape(*chosen.shape[:2], -1)
+    features = np.zeros((*present.shape, *found.shape[1:]), FEATURE_DTYPE)
+    features[present] = found.astype(FEATURE_DTYPE)
+    return features

@@ -1,0 +1,202 @@
+"""A whole run at tiny size: order, resuming, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from affectgpt_jax.config import save_config
+from affectgpt_jax.data.examples import Rejected
+from affectgpt_jax.errors import UserError
+from affectgpt_jax.inference.answering import Answerer
+from affectgpt_jax.inference.evaluate import conditions, evaluate, make_queries, write_evaluation
+from affectgpt_jax.inference.runs import open_run, open_shards
+from affectgpt_jax.training.loop import train
+from affectgpt_jax.unibench.lexicon import small_table
+from affectgpt_jax.weights.table import paths
+from tests.tiny_run import make_tiny, tiny_config
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Path) -> Path:
+    """A run of six steps without interruption."""
+    result = train(tiny_config(tiny), tiny / "run")
+    assert result.finished
+    assert result.steps == 6
+    return tiny / "run"
+
+
+def parameters(folder: Path) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in paths(open_run(folder).params).items()}
+
+
+def test_the_run_folder(finished: Path) -> None:
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    for name in ("loss", "gradient_norm", "update_norm", "samples_per_s", "tokens_per_s", "mfu_lora", "data_wait"):
+        assert all(np.isfinite(line[name]) for line in lines)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    # Nothing is compiled after the first step.
+    assert lines[-1]["compiled"] == lines[1]["compiled"]
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_the_saved_config_starts_the_same_run(finished: Path, tiny: Path) -> None:
+    from affectgpt_jax.config import load_config
+
+    result = train(load_config(finished / "config.yaml", [f"train.output={tiny / 'again'}"]), tiny / "again")
+    assert result.finished
+    first, second = parameters(finished), parameters(tiny / "again")
+    assert all(np.array_equal(first[path], second[path]) for path in first)
+
+
+def test_killed_and_started_again(finished: Path, tiny: Path) -> None:
+    """SIGKILL after the first checkpoint; the second start ends with the parameters of the undisturbed run."""
+    folder = tiny / "killed"
+    save_config(tiny_config(tiny, train__output=str(folder)), tiny / "killed.yaml")
+    command = [sys.executable, "-m", "affectgpt_jax.cli", "train", str(tiny / "killed.yaml")]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen([*command, "train.steps=100000"], env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "3" / "_CHECKPOINT_METADATA").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # Keep only the checkpoint of step 3, as if the kill had come right after it.
+    import shutil
+
+    for other in (folder / "checkpoints").iterdir():
+        if other.name != "3":
+            shutil.rmtree(other)
+    result = train(tiny_config(tiny, train__output=str(folder)), folder)
+    assert result.steps == 6
+    first, second = parameters(finished), parameters(folder)
+    assert all(np.array_equal(first[path], second[path]) for path in first)
+
+
+def test_sigterm_saves(tiny: Path) -> None:
+    folder = tiny / "stopped"
+    save_config(tiny_config(tiny, train__output=str(folder), train__steps=100000), tiny / "stopped.yaml")
+    command = [sys.executable, "-m", "affectgpt_jax.cli", "train", str(tiny / "stopped.yaml")]
+    process = subprocess.Popen(
+        command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        metrics = folder / "metrics.jsonl"
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= 2:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "stopped and saved at step" in errors
+    steps = [int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
+    assert f"stopped and saved at step {max(steps)}" in errors
+
+
+def test_frozen_parameters_do_not_move(finished: Path, tiny: Path) -> None:
+    """What the mode does not use is not trained; the rest is."""
+    start = train(tiny_config(tiny, train__output=str(tiny / "start"), train__steps=1), tiny / "start")
+    assert start.finished
+    before, after = parameters(tiny / "start"), parameters(finished)
+    for path in before:
+        same = np.array_equal(before[path], after[path])
+        assert same == (path.startswith(("fusion/image", "fusion/absent_frame", "fusion/absent_image"))), path
+
+
+def test_evaluation_and_answers_in_any_company(finished: Path, tiny: Path) -> None:
+    run = open_run(finished)
+    corpus = open_shards(run.config, "test")
+    found = evaluate(run, corpus, small_table(), needs={"0000": ["face"], "0001": ["audio", "text"]})
+    names = [condition.name for condition in conditions(("face", "audio"))]
+    assert list(found.scores) == names
+    assert all(0 <= found.scores[name]["hit_rate"]["value"] <= 1 for name in names)
+    assert {need: entry["clips"] for need, entry in found.by_need.items()} == {"face": 1, "audio": 1, "text": 1}
+    write_evaluation(found, corpus, tiny / "scores", {"table": "x"})
+    assert len((tiny / "scores" / "answers.jsonl").read_text().splitlines()) == len(corpus)
+
+    queries = make_queries(run, corpus, conditions(("face",))[0], "ovlabel")
+    assert "face" not in queries[1].features  # planted: this sample has no face
+    answerer = Answerer(run, batch=4, max_new=8)
+    together = answerer(queries)
+    assert [answer.name for answer in together] == [query.name for query in queries]
+    assert together[1].absent == ("face",)
+    alone = [answerer([query])[0] for query in queries]
+    assert [answer.text for answer in alone] == [answer.text for answer in together]
+
+
+def test_another_split_of_rows_gives_the_same_steps(tiny: Path) -> None:
+    """Two rounds of four rows and one round of eight are the same objective."""
+    one = train(tiny_config(tiny, train__output=str(tiny / "one"), train__rows=8, train__accumulate=1), tiny / "one")
+    two = [json.loads(line)["loss"] for line in (tiny / "run" / "metrics.jsonl").read_text().splitlines()]
+    ours = [json.loads(line)["loss"] for line in (tiny / "one" / "metrics.jsonl").read_text().splitlines()]
+    # The first losses are before any update and without other dropout masks' effect on updates.
+    assert one.finished
+    np.testing.assert_allclose(ours[0], two[0], rtol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__shards": "/nowhere"}, "/nowhere"),
+        ({"weights__tokenizer": ""}, "weights.tokenizer"),
+        ({"model__vision_width": 13}, "width"),
+        ({"model__absent": False, "data__hide": {}}, "1 samples lack face@8"),
+        ({"train__trainable": ["^nothing"]}, r"no parameter matches '\^nothing'"),
+        ({"mesh__data": 3}, "needs 3 devices, 1 are there"),
+        ({"data__row_targets": 5}, "target tokens, a row holds 5"),
+        ({"data__split": "validtion"}, "validtion"),
+    ],
+)
+def test_refusals(tiny: Path, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train(tiny_config(tiny, **{"train__output": str(tiny / "refused"), **changes}), tiny / "refused")
+
+
+def test_other_model_or_other_shards_are_refused(finished: Path, tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not fit this model"):
+        train(
+            tiny_config(tiny, model__decoder={**tiny_config(tiny).model.decoder.model_dump(), "mlp_width": 48}),
+            finished,
+        )
+    make_tiny(tmp_path, absent=frozenset())
+    with pytest.raises(UserError, match="was trained on other shards"):
+        train(tiny_config(tiny, data__shards=str(tmp_path / "shards")), finished)
+    with pytest.raises(UserError, match=r"no config\.yaml"):
+        open_run(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint of step 77; found: "):
+        open_run(finished, 77)
+
+
+def test_modality_dropout_hides_whole_modalities(tiny: Path) -> None:
+    from affectgpt_jax.data.pipeline import RowLoader
+    from affectgpt_jax.data.plan import Ask, Row
+    from affectgpt_jax.data.tokenizer import open_tokenizer
+    from affectgpt_jax.training.loop import make_asker
+
+    config = tiny_config(tiny)
+    corpus = open_shards(config, "train")
+    ask = make_asker(config, open_tokenizer(tiny / "tokenizer"))
+    samples = np.arange(len(corpus))
+    load = RowLoader(corpus, samples, ask, {"face": "face@8"}, corpus.features, {"face": 0.5, "text": 0.5}, seed=1)
+    seen = [load(Row(epoch, (Ask(2, 0),)))[0] for epoch in range(40)]
+    faces = sum("face" in sample.features for sample in seen)
+    full = ask(corpus.text(2), 0)
+    assert not isinstance(full, Rejected)
+    texts = sum(len(sample.example.tokens) == len(full.tokens) for sample in seen)
+    assert 8 < faces < 32
+    assert 8 < texts < 32
+    again = [load(Row(epoch, (Ask(2, 0),)))[0] for epoch in range(40)]
+    assert [set(a.features) for a in seen] == [set(b.features) for b in again]
