@@ -7,6 +7,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from affectgpt_jax.config import RunConfig, build_config
+from affectgpt_jax.data.prompts import answer, prompt_parts, prompt_text, question, soft_layout
 from affectgpt_jax.data.shard_schema import TEXT, TextRecord
 from affectgpt_jax.data.shard_writer import publish_stream, write_feature_shard, write_text_shard
 
@@ -22,9 +23,12 @@ def make_tokenizer(folder: Path) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    tokenizer.train_from_iterator([f"The person sounds {word} and looks {word}." for word in EMOTIONS], trainer)
+    mode = "multiface_audio_face_text"
+    parts = [prompt_parts(mode, "", question(kind), soft_layout(mode)) for kind in ("ovlabel", "description")]
+    answers = [answer("ovlabel", labels=word) for word in EMOTIONS]
+    tokenizer.train_from_iterator([*map(prompt_text, parts), *answers], trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder

@@ -8,12 +8,14 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from affectgpt_jax.config.networks import ModelConfig
-from affectgpt_jax.data.batch import STREAMS, Batch
+from affectgpt_jax.data.batch import SOFT_ORDER, STREAMS, Batch
 from affectgpt_jax.data.prompts import needs
 from affectgpt_jax.models.decoder import Cache, Decoder
 from affectgpt_jax.models.fusion import ImageFusion, StreamFusion
 from affectgpt_jax.models.prefusion import Prefusion
+from affectgpt_jax.nn import init
 from affectgpt_jax.ops.losses import TargetLoss, target_loss
+from affectgpt_jax.ops.random import Seed, fold
 
 Features = dict[str, Float[Array, "B S t F"]]
 Present = dict[str, Bool[Array, "B S"]]
@@ -41,19 +43,20 @@ class Fusion(nn.Module):
             self.absent = {
                 name: self.param(
                     f"absent_{name}",
-                    nn.initializers.normal(0.02),
+                    init.normal(0.02),
                     (c.audio_width if name == "audio" else c.vision_width,),
                 )
                 for name in STREAMS
             }
 
-    def __call__(self, features: Features, present: Present) -> Float[Array, "B S K D"]:
+    def __call__(self, features: Features, present: Present, seed: Seed | None = None) -> Float[Array, "B S K D"]:
         """Soft tokens of every sample, in the order of `SOFT_ORDER`.
 
         Args:
           features: encoder outputs; those of the streams the mode uses.
           present: False where a sample lacks the stream. Its features are replaced by the learned absent feature if
             the model has one; otherwise they are used as they are (the data keep such samples out).
+          seed: turns Q-Former dropout on.
         """
         wanted = needs(self.config.mode)
         streams = {}
@@ -64,10 +67,12 @@ class Fusion(nn.Module):
             streams[name] = x.astype(jnp.float32).reshape(-1, *x.shape[2:])
         tokens = []
         for name in wanted.soft:
+            own = None if seed is None else fold(seed, SOFT_ORDER.index(name))
             if name == "multi" and wanted.fused:
-                tokens.append(self.multi(streams[wanted.fused], streams["audio"]))
+                tokens.append(self.multi(streams[wanted.fused], streams["audio"], own))
             else:
-                tokens.append(getattr(self, "video" if name in ("face", "frame") else name)(streams[name]))
+                part = {"image": self.image, "audio": self.audio}.get(name, self.video)
+                tokens.append(part(streams[name], own))
         joined = jnp.concatenate(tokens, axis=1)
         return joined.reshape(*next(iter(features.values())).shape[:2], *joined.shape[1:])
 
@@ -97,29 +102,31 @@ class AffectGPT(nn.Module):
         soft_index: Int[Array, "B T"],
         features: Features,
         present: Present,
+        seed: Seed | None = None,
     ) -> Float[Array, "B T D"]:
         """Word embeddings with the soft tokens in their places; nothing crosses rows."""
         words = self.decoder.embed(tokens)
         if not needs(self.config.mode).soft:
             return words
-        soft = self.fusion(features, present)
+        soft = self.fusion(features, present, seed)
         rows, samples, count, width = soft.shape
         table = soft.reshape(rows, samples * count, width).astype(words.dtype)
         placed = jnp.take_along_axis(table, jnp.maximum(soft_index - 1, 0)[..., None], axis=1)
         return jnp.where(soft_index[..., None] > 0, placed, words)
 
-    def hidden(self, batch: Batch) -> Float[Array, "B T D"]:
-        """Final hidden states of a batch."""
-        embeds = self.inputs_embeds(batch.tokens, batch.soft_index, batch.features, batch.present)
-        return self.decoder(embeds, batch.positions, batch.segment_ids)
+    def hidden(self, batch: Batch, seed: Seed | None = None) -> Float[Array, "B T D"]:
+        """Final hidden states of a batch; a seed turns dropout on."""
+        own = (None, None) if seed is None else (fold(seed, 0), fold(seed, 1))
+        embeds = self.inputs_embeds(batch.tokens, batch.soft_index, batch.features, batch.present, own[0])
+        return self.decoder(embeds, batch.positions, batch.segment_ids, own[1])
 
     def logits(self, batch: Batch) -> Float[Array, "B T V"]:
         """Logits at every position (checks and small models; training never forms them)."""
         return self.decoder.logits(self.hidden(batch))
 
-    def __call__(self, batch: Batch) -> TargetLoss:
-        """Weighted cross entropy at the batch's targets."""
-        hidden = self.hidden(batch)
+    def __call__(self, batch: Batch, seed: Seed | None = None) -> TargetLoss:
+        """Weighted cross entropy at the batch's targets; a seed turns dropout on."""
+        hidden = self.hidden(batch, seed)
         at_targets = jnp.take_along_axis(hidden, batch.target_positions[..., None], axis=1)
         return target_loss(self.decoder.logits, at_targets, batch.target_ids, batch.loss_weight, chunk=LOSS_CHUNK)
 

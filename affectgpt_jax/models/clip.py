@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from affectgpt_jax.config.networks import VisionConfig
+from affectgpt_jax.nn import init
 from affectgpt_jax.nn.linear import Dense
 from affectgpt_jax.nn.norm import LayerNorm
 from affectgpt_jax.nn.stack import init_layers, run_layers
@@ -51,7 +52,7 @@ class VisionTower(nn.Module):
     def setup(self) -> None:
         c = self.config
         tokens = (c.image_size // c.patch_size) ** 2 + 1
-        normal = nn.initializers.normal(0.02)
+        normal = init.normal(0.02)
         self.class_embedding = self.param("class_embedding", normal, (c.width,))
         self.patch_embedding = Dense(c.width, bias=False, dtype=self.dtype)
         self.position_embedding = self.param("position_embedding", normal, (tokens, c.width))

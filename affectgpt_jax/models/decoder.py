@@ -13,11 +13,12 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from affectgpt_jax.config.networks import DecoderConfig, Linear
+from affectgpt_jax.config.networks import LINEARS, DecoderConfig, Linear
 from affectgpt_jax.nn.linear import Dense, Embedding
 from affectgpt_jax.nn.norm import RMSNorm
 from affectgpt_jax.nn.stack import init_layers, run_layers, unroll_layers
 from affectgpt_jax.ops.attention import attention, cached_attention, segment_mask
+from affectgpt_jax.ops.random import Seed, fold
 from affectgpt_jax.ops.rotary import rotary_angles, rotate
 
 
@@ -66,20 +67,22 @@ class DecoderLayer(nn.Module):
         cache: LayerCache | None,
         angles: Float[Array, "B T half"],
         masks: Bool[Array, "B T T"] | StepMasks,
+        seed: Seed | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         c = self.config
 
-        def dense(name: Linear, width: int, bias: bool = False) -> Dense:
+        def linear(name: Linear, x: Array, width: int, bias: bool = False) -> Array:
             lora = c.lora if name in c.lora.targets else None
-            return Dense(width, bias=bias, lora=lora, dtype=jnp.dtype(c.dtype), name=name)
+            layer = Dense(width, bias=bias, lora=lora, dtype=jnp.dtype(c.dtype), name=name)
+            return layer(x, None if seed is None else fold(seed, LINEARS.index(name)))
 
         def heads(x: Float[Array, "B T D"]) -> Float[Array, "B T H d"]:
             return rearrange(x, "b t (h d) -> b t h d", d=c.head_dim)
 
         x = RMSNorm(c.norm_eps, name="attention_norm")(h)
-        q = heads(checkpoint_name(dense("q_proj", c.heads * c.head_dim, bias=True)(x), "query"))
-        k = heads(checkpoint_name(dense("k_proj", c.kv_heads * c.head_dim, bias=True)(x), "key"))
-        v = heads(checkpoint_name(dense("v_proj", c.kv_heads * c.head_dim, bias=True)(x), "value"))
+        q = heads(checkpoint_name(linear("q_proj", x, c.heads * c.head_dim, bias=True), "query"))
+        k = heads(checkpoint_name(linear("k_proj", x, c.kv_heads * c.head_dim, bias=True), "key"))
+        v = heads(checkpoint_name(linear("v_proj", x, c.kv_heads * c.head_dim, bias=True), "value"))
         q, k = rotate(q, angles), rotate(k, angles)
         output: Any = (k, v) if self.keep_keys else None
         if isinstance(masks, StepMasks):
@@ -91,12 +94,12 @@ class DecoderLayer(nn.Module):
         else:
             x = attention(q, k, v, masks)
         x = checkpoint_name(rearrange(x, "b t h d -> b t (h d)"), "attention_out")
-        h = h + dense("o_proj", c.width)(x)
+        h = h + linear("o_proj", x, c.width)
 
         x = RMSNorm(c.norm_eps, name="mlp_norm")(h)
-        gate = checkpoint_name(dense("gate_proj", c.mlp_width)(x), "gate")
-        up = checkpoint_name(dense("up_proj", c.mlp_width)(x), "up")
-        return h + dense("down_proj", c.width)(jax.nn.silu(gate) * up), output
+        gate = checkpoint_name(linear("gate_proj", x, c.mlp_width), "gate")
+        up = checkpoint_name(linear("up_proj", x, c.mlp_width), "up")
+        return h + linear("down_proj", jax.nn.silu(gate) * up, c.width), output
 
 
 class Decoder(nn.Module):
@@ -125,7 +128,11 @@ class Decoder(nn.Module):
         return self.tokens.attend(hidden) if self.config.tied_head else self.head(hidden)
 
     def __call__(
-        self, h: Float[Array, "B T D"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
+        self,
+        h: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        seed: Seed | None = None,
     ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm, of rows that may pack several samples.
 
@@ -133,14 +140,14 @@ class Decoder(nn.Module):
           h: input embeddings.
           positions: from 0 within each sample.
           segment_ids: sample number within the row; 0 is padding.
+          seed: turns adapter dropout on.
         """
         c = self.config
         shared = (
             rotary_angles(positions, c.head_dim, c.rope_theta),
             segment_mask(segment_ids, segment_ids, causal=True),
         )
-        rng = self.make_rng("dropout") if self.has_rng("dropout") else None
-        h, _ = run_layers(self.layer, self.layers, h, shared, rng=rng, remat=c.remat)
+        h, _ = run_layers(self.layer, self.layers, h, shared, seed=seed, remat=c.remat)
         return self.final_norm(h)
 
     def prefill(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from affectgpt_jax.config.networks import QFormerConfig, TokenFusion
 from affectgpt_jax.models.qformer import QFormer
 from affectgpt_jax.nn.linear import Dense
+from affectgpt_jax.ops.random import Seed
 
 
 class StreamFusion(nn.Module):
@@ -36,14 +37,14 @@ class StreamFusion(nn.Module):
                 self.qformer_net = QFormer(self.qformer, self.tokens, self.table, self.feature_width, name="qformer")
         self.proj = Dense(self.width)
 
-    def __call__(self, features: Float[Array, "N T F"]) -> Float[Array, "N K D"]:
+    def __call__(self, features: Float[Array, "N T F"], seed: Seed | None = None) -> Float[Array, "N K D"]:
         match self.kind:
             case "attention":
                 fused = jnp.sum(self.score(features) * features, axis=1, keepdims=True)
             case "mean":
                 fused = jnp.mean(features, axis=1, keepdims=True)
             case "qformer":
-                return self.proj(self.qformer_net(features))
+                return self.proj(self.qformer_net(features, seed))
         return jnp.repeat(self.proj(fused), self.tokens, axis=1)
 
 
@@ -55,7 +56,7 @@ class ImageFusion(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, features: Float[Array, "N T F"]) -> Float[Array, "N K D"]:
+    def __call__(self, features: Float[Array, "N T F"], seed: Seed | None = None) -> Float[Array, "N K D"]:
         # `token` expects one feature and repeats it, `mean` averages however many there are.
         fused = features[:, :1] if self.kind == "token" else jnp.mean(features, axis=1, keepdims=True)
         return jnp.repeat(Dense(self.width, name="proj")(fused), self.tokens, axis=1)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from affectgpt_jax.config.networks import ModelConfig
 from affectgpt_jax.models.qformer import QFormer
 from affectgpt_jax.nn.linear import Dense
+from affectgpt_jax.ops.random import Seed
 
 
 class Prefusion(nn.Module):
@@ -39,15 +40,19 @@ class Prefusion(nn.Module):
         if c.prefusion != "none":
             self.proj = Dense(c.decoder.width)
 
-    def fused(self, video: Float[Array, "N Tv Fv"], audio: Float[Array, "N Ta Fa"]) -> Float[Array, "N k M"]:
+    def fused(
+        self, video: Float[Array, "N Tv Fv"], audio: Float[Array, "N Ta Fa"], seed: Seed | None = None
+    ) -> Float[Array, "N k M"]:
         """The fused vectors before their projection: one for `attention`, K for `qformer`."""
         if self.config.prefusion == "qformer":
-            return self.qformer(jnp.concatenate([self.video_in(video), self.audio_in(audio)], axis=1))
+            return self.qformer(jnp.concatenate([self.video_in(video), self.audio_in(audio)], axis=1), seed)
         v = self.video_in(jnp.mean(video, axis=1))
         a = self.audio_in(jnp.mean(audio, axis=1))
         weights = self.weight(self.mix(jnp.concatenate([v, a], axis=-1)))
         return jnp.sum(weights[..., None] * jnp.stack([v, a], axis=1), axis=1, keepdims=True)
 
-    def __call__(self, video: Float[Array, "N Tv Fv"], audio: Float[Array, "N Ta Fa"]) -> Float[Array, "N K D"]:
-        tokens = self.proj(self.fused(video, audio))
+    def __call__(
+        self, video: Float[Array, "N Tv Fv"], audio: Float[Array, "N Ta Fa"], seed: Seed | None = None
+    ) -> Float[Array, "N K D"]:
+        tokens = self.proj(self.fused(video, audio, seed))
         return jnp.repeat(tokens, self.config.tokens.multi // tokens.shape[1], axis=1)

@@ -15,11 +15,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from affectgpt_jax.config.networks import QFormerConfig
+from affectgpt_jax.nn import init
 from affectgpt_jax.nn.linear import Dense
 from affectgpt_jax.nn.norm import LayerNorm
 from affectgpt_jax.nn.stack import init_layers, run_layers
 from affectgpt_jax.ops.attention import attention
 from affectgpt_jax.ops.dropout import dropout
+from affectgpt_jax.ops.random import Seed, fold
 
 
 class Stages(NamedTuple):
@@ -31,34 +33,30 @@ class Stages(NamedTuple):
 
 
 class QFormerLayer(nn.Module):
-    """One layer; dropout on hidden states and attention weights iff a "dropout" rng is given."""
+    """One layer; dropout on hidden states and attention weights iff a seed is given."""
 
     config: QFormerConfig
 
     @nn.compact
     def __call__(
-        self, h: Float[Array, "N K D"], state: None, features: Float[Array, "N T F"]
+        self, h: Float[Array, "N K D"], state: None, features: Float[Array, "N T F"], seed: Seed | None = None
     ) -> tuple[Float[Array, "N K D"], Stages]:
         c = self.config
-        rng = self.make_rng("dropout") if self.has_rng("dropout") and c.dropout else None
-        keys = [None] * 5 if rng is None else list(jax.random.split(rng, 5))
+        seeds = [None if seed is None else fold(seed, i) for i in range(5)]
 
-        def drop(x: Array, key: Array | None) -> Array:
-            return x if key is None else dropout(key, x, c.dropout)
-
-        def attend(name: str, x: Array, source: Array, keys: list[Array | None]) -> Array:
+        def attend(name: str, x: Array, source: Array, seeds: list[Seed | None]) -> Array:
             q, k, v = (
                 rearrange(Dense(c.width, name=f"{name}_{part}")(y), "n t (h d) -> n t h d", h=c.heads)
                 for part, y in (("query", x), ("key", source), ("value", source))
             )
-            y = rearrange(attention(q, k, v, rng=keys[0], dropout_rate=c.dropout), "n t h d -> n t (h d)")
-            y = drop(Dense(c.width, name=f"{name}_out")(y), keys[1])
+            y = rearrange(attention(q, k, v, seed=seeds[0], dropout_rate=c.dropout), "n t h d -> n t (h d)")
+            y = dropout(seeds[1], Dense(c.width, name=f"{name}_out")(y), c.dropout)
             return LayerNorm(c.norm_eps, name=f"{name}_norm")(x + y)
 
-        own = attend("self", h, h, keys[:2])
-        cross = attend("cross", own, features, keys[2:4])
+        own = attend("self", h, h, seeds[:2])
+        cross = attend("cross", own, features, seeds[2:4])
         y = jax.nn.gelu(Dense(c.mlp_width, name="fc1")(cross), approximate=False)
-        y = drop(Dense(c.width, name="fc2")(y), keys[4])
+        y = dropout(seeds[4], Dense(c.width, name="fc2")(y), c.dropout)
         out = LayerNorm(c.norm_eps, name="mlp_norm")(cross + y)
         return out, Stages(own, cross, out)
 
@@ -73,7 +71,7 @@ class QFormer(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        normal = nn.initializers.normal(0.02)
+        normal = init.normal(0.02)
         self.query_tokens = self.param("query_tokens", normal, (self.queries, c.width))
         self.positions = self.param("positions", normal, (self.table, self.feature_width))
         self.norm = LayerNorm(c.norm_eps)
@@ -81,7 +79,7 @@ class QFormer(nn.Module):
         example = (jnp.zeros((1, 1, c.width)), None, jnp.zeros((1, 1, self.feature_width)))
         self.layers = self.param("layers", init_layers(self.layer, c.layers, *example))
 
-    def stages(self, features: Float[Array, "N T F"]) -> tuple[Float[Array, "N K D"], Stages]:
+    def stages(self, features: Float[Array, "N T F"], seed: Seed | None = None) -> tuple[Float[Array, "N K D"], Stages]:
         """The normalised queries, and every layer's stages stacked on a leading axis.
 
         Raises:
@@ -92,12 +90,11 @@ class QFormer(nn.Module):
             raise ValueError(f"{length} features exceed the Q-Former's position table of {self.table}")
         features = features + self.positions[:length]
         start = self.norm(jnp.broadcast_to(self.query_tokens, (count, *self.query_tokens.shape)))
-        rng = self.make_rng("dropout") if self.has_rng("dropout") else None
-        if rng is not None and self.config.dropout:
-            start = dropout(jax.random.fold_in(rng, self.config.layers), start, self.config.dropout)
-        _, stages = run_layers(self.layer, self.layers, start, (features,), rng=rng)
+        if seed is not None:
+            start = dropout(fold(seed, self.config.layers), start, self.config.dropout)
+        _, stages = run_layers(self.layer, self.layers, start, (features,), seed=seed)
         return start, stages
 
-    def __call__(self, features: Float[Array, "N T F"]) -> Float[Array, "N K D"]:
-        """The last layer's output."""
-        return self.stages(features)[1].output[-1]
+    def __call__(self, features: Float[Array, "N T F"], seed: Seed | None = None) -> Float[Array, "N K D"]:
+        """The last layer's output; a seed turns dropout on."""
+        return self.stages(features, seed)[1].output[-1]

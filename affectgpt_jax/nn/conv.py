@@ -1,9 +1,10 @@
 """One-dimensional convolution over time."""
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
+
+from affectgpt_jax.nn import init
 
 
 class Conv1D(nn.Module):
@@ -19,7 +20,7 @@ class Conv1D(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T in"]) -> Float[Array, "B T_out out"]:
         shape = (self.width, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = self.param("kernel", init.fan_in_normal, shape)
         y = jax.lax.conv_general_dilated(
             x,
             kernel.astype(x.dtype),
@@ -29,5 +30,5 @@ class Conv1D(nn.Module):
             feature_group_count=self.groups,
         )
         if self.bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(x.dtype)
+            y = y + self.param("bias", init.zeros, (self.features,)).astype(x.dtype)
         return y

@@ -2,22 +2,21 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from affectgpt_jax.config.networks import LoraConfig
+from affectgpt_jax.nn import init
 from affectgpt_jax.ops.dropout import dropout
-
-normal = nn.initializers.normal
+from affectgpt_jax.ops.random import Seed
 
 
 class Dense(nn.Module):
     """y = x W + b, plus (alpha / rank) * drop(x) A B where an adapter is asked for.
 
     Parameters: `kernel` [in, out], `bias` [out], `lora_a` [in, rank], `lora_b` [rank, out].
-    Adapter dropout acts iff a "dropout" rng is given to `apply`.
+    Adapter dropout acts iff a seed is given.
     """
 
     features: int
@@ -27,26 +26,20 @@ class Dense(nn.Module):
     stddev: float = 0.02
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*dims in"]) -> Float[Array, "*dims out"]:
+    def __call__(self, x: Float[Array, "*dims in"], seed: Seed | None = None) -> Float[Array, "*dims out"]:
         width = x.shape[-1]
         x = x.astype(self.dtype)
-        kernel = self.param("kernel", normal(self.stddev), (width, self.features))
+        kernel = self.param("kernel", init.normal(self.stddev), (width, self.features))
         y = x @ kernel.astype(self.dtype)
         if self.bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            y = y + self.param("bias", init.zeros, (self.features,)).astype(self.dtype)
         if self.lora is not None and self.lora.rank:
             # PEFT's initialisation: A uniform in +-1/sqrt(in), B zero, so that training starts at the base model.
-            a = self.param("lora_a", _kaiming_uniform, (width, self.lora.rank)).astype(self.dtype)
-            b = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, self.features)).astype(self.dtype)
-            if self.lora.dropout and self.has_rng("dropout"):
-                x = dropout(self.make_rng("dropout"), x, self.lora.dropout)
+            a = self.param("lora_a", init.fan_in_uniform, (width, self.lora.rank)).astype(self.dtype)
+            b = self.param("lora_b", init.zeros, (self.lora.rank, self.features)).astype(self.dtype)
+            x = dropout(seed, x, self.lora.dropout)
             y = y + (x @ a) @ b * jnp.asarray(self.lora.alpha / self.lora.rank, self.dtype)
         return y
-
-
-def _kaiming_uniform(rng: Array, shape: tuple[int, int]) -> Array:
-    bound = shape[0] ** -0.5
-    return jax.random.uniform(rng, shape, jnp.float32, -bound, bound)
 
 
 class Embedding(nn.Module):
@@ -58,7 +51,7 @@ class Embedding(nn.Module):
     stddev: float = 0.02
 
     def setup(self) -> None:
-        self.embedding = self.param("embedding", normal(self.stddev), (self.count, self.features))
+        self.embedding = self.param("embedding", init.normal(self.stddev), (self.count, self.features))
 
     def __call__(self, ids: Int[Array, "*dims"]) -> Float[Array, "*dims features"]:
         return jnp.take(self.embedding, ids, axis=0, mode="clip").astype(self.dtype)

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from affectgpt_jax.config.networks import Remat
+from affectgpt_jax.ops.random import Seed, fold
 
 SAVED_NAMES = ("query", "key", "value", "attention_out", "gate", "up")
 """Tensors that remat `names` keeps: the matrix products' results; norms, rotary and SiLU are recomputed."""
@@ -39,7 +40,7 @@ def run_layers(
     h: Array,
     shared: tuple[Any, ...] = (),
     *,
-    rng: Array | None = None,
+    seed: Seed | None = None,
     remat: Remat = "none",
 ) -> tuple[Array, Any]:
     """Scan `h` through the layers.
@@ -49,7 +50,7 @@ def run_layers(
       params: its parameters, stacked [L, ...].
       h: the residual stream.
       shared: arguments every layer gets.
-      rng: turns dropout on; each layer folds in its index.
+      seed: turns dropout on; each layer folds in its index.
       remat: what the backward pass recomputes.
 
     Returns:
@@ -58,8 +59,8 @@ def run_layers(
 
     def body(h: Array, xs: tuple[Array, Any]) -> tuple[Array, Any]:
         index, layer_params = xs
-        rngs = None if rng is None else {"dropout": jax.random.fold_in(rng, index)}
-        return layer.apply({"params": layer_params}, h, None, *shared, rngs=rngs)
+        dropout: dict[str, Any] = {} if seed is None else {"seed": fold(seed, index)}
+        return layer.apply({"params": layer_params}, h, None, *shared, **dropout)
 
     match remat:
         case "names":

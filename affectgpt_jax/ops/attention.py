@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from affectgpt_jax.ops.dropout import dropout
+from affectgpt_jax.ops.random import Seed
 
 MASKED = -1e30  # finite, so that a query with no key gives an average instead of NaN
 
@@ -48,7 +49,7 @@ def attention(
     v: Float[Array, "B S K D"],
     mask: Bool[Array, "B T S"] | None = None,
     *,
-    rng: Array | None = None,
+    seed: Seed | None = None,
     dropout_rate: float = 0.0,
 ) -> Float[Array, "B T H D"]:
     """Softmax attention; scores and softmax in float32, the result in the values' type.
@@ -56,15 +57,13 @@ def attention(
     Args:
       q, k, v: queries, keys and values; each key head serves H / K query heads.
       mask: True where a query may look at a key.
-      rng: with it, attention weights are dropped at `dropout_rate`.
+      seed: with it, attention weights are dropped at `dropout_rate`.
       dropout_rate: share of the weights dropped.
     """
     scores = _scores(q, k)
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1)
-    if rng is not None and dropout_rate:
-        weights = dropout(rng, weights, dropout_rate)
+    weights = dropout(seed, jax.nn.softmax(scores, axis=-1), dropout_rate)
     return _combine(weights, v)
 
 

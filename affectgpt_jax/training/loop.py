@@ -268,7 +268,8 @@ class _Loop:
         self._config, self._setup, self._log, self._compiles = config, setup, log, compiles
         self._work = decoder_work(config.model.decoder, setup.state.params, setup.frozen)
         self._peak, source = peak_flops()
-        self._rate = make_schedule(config.train.optimizer, config.train.steps)
+        self._rate = jax.jit(make_schedule(config.train.optimizer, config.train.steps))
+        self._rate(np.asarray(0))
         self._place = batch_sharding(setup.mesh)
         self.last_loss = float("nan")
         self.compiled_late = 0

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.ops.losses import TargetLoss
+from affectgpt_jax.ops.random import Seed, fold
 from affectgpt_jax.training.state import TrainState
 from affectgpt_jax.weights.trainable import Tree, join
 
@@ -32,12 +33,11 @@ class Metrics(NamedTuple):
     update_norm: Float[Array, ""]
 
 
-def gradients(model: AffectGPT, params: Tree, frozen: Tree, batch: Batch, rng: Array | None) -> tuple[Tree, TargetLoss]:
+def gradients(model: AffectGPT, params: Tree, frozen: Tree, batch: Batch, seed: Seed | None) -> tuple[Tree, TargetLoss]:
     """Gradients of the summed loss (not yet divided by its weight) with respect to the trainable tree only."""
 
     def loss(params: Tree) -> tuple[Float[Array, ""], TargetLoss]:
-        rngs = None if rng is None else {"dropout": rng}
-        sums: Any = model.apply({"params": join(params, frozen)}, batch, rngs=rngs)
+        sums: Any = model.apply({"params": join(params, frozen)}, batch, seed)
         return sums.loss, sums
 
     grads, sums = jax.grad(loss, has_aux=True)(params)
@@ -60,12 +60,12 @@ def make_step(
     """
 
     def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = None if dropout_seed is None else jax.random.fold_in(jax.random.key(dropout_seed), state.step)
+        seed = None if dropout_seed is None else fold(jnp.uint32(dropout_seed % 2**32), state.step)
 
         def accumulate(carry: Any, xs: tuple[Array, Batch]) -> tuple[Any, None]:
             index, part = xs
-            rng = None if key is None else jax.random.fold_in(key, index)
-            found = gradients(model, state.params, frozen, part, rng)
+            own = None if seed is None else fold(seed, index)
+            found = gradients(model, state.params, frozen, part, own)
             return jax.tree.map(jnp.add, carry, found), None
 
         rounds = batch.tokens.shape[0]

@@ -63,7 +63,9 @@ def initial_parameters(config: RunConfig, model: AffectGPT, shardings: Any) -> d
         dtype = jnp.dtype(config.model.decoder.dtype) if config.weights.language else jnp.float32
         return nest({path: leaf.astype(dtype) if _is_base(path) else leaf for path, leaf in paths(params).items()})
 
-    params = jax.jit(init, out_shardings=shardings)()
+    # Run once: a CPU's compiler need not optimise it.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    params = jax.jit(init, out_shardings=shardings, compiler_options=quick)()
     if not config.weights.language:
         return params
     flat = paths(params)

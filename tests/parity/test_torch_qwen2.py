@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from affectgpt_jax.config.networks import LINEARS, DecoderConfig, LoraConfig, ModelConfig, QFormerConfig, SoftTokens
+from affectgpt_jax.config.networks import LINEARS, DecoderConfig, LoraConfig, ModelConfig, SoftTokens
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.inference.engine import Prompts, make_generate
 from affectgpt_jax.models.affectgpt import AffectGPT
@@ -54,7 +54,7 @@ CASES = {
 def oracle(case: Case) -> Any:
     config = transformers.Qwen2Config(
         vocab_size=VOCAB,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         intermediate_size=72,
         rope_parameters={"rope_type": "default", "rope_theta": 500.0},
         rms_norm_eps=1e-5,
@@ -78,12 +78,13 @@ def saved_oracle(case: Case, folder: Path) -> tuple[Any, dict[str, Any], Safeten
     return model, read_config(folder), tensors
 
 
-def text_model(config: dict[str, Any], tensors: Any, lora: LoraConfig) -> tuple[AffectGPT, dict[str, Any]]:
-    """Our model without modalities and its base parameters; those of its adapters are not in the tree."""
+def text_model(config: dict[str, Any], tensors: Any, lora: LoraConfig) -> tuple[AffectGPT, Any, Any]:
+    """Our model without modalities, its base parameters, and the shapes of its adapters."""
     model = AffectGPT(ModelConfig(mode="textonly", decoder=DecoderConfig.from_hf(config, lora=lora)))
     abstract = paths(shapes(model, method="initialise"))
     base = {path: leaf for path, leaf in abstract.items() if path.startswith("decoder") and "lora" not in path}
-    return model, read_tree(DECODER, nest(base), tensors, "qwen2")
+    adapters = {path: leaf for path, leaf in abstract.items() if "lora" in path}
+    return model, read_tree(DECODER, nest(base), tensors, "qwen2"), nest(adapters)
 
 
 def text_batch(rows: list[list[np.ndarray]]) -> Batch:
@@ -139,7 +140,7 @@ def test_logits_loss_gradients(name: str, tmp_path: Path) -> None:
     """Through a sharded folder: the base model's logits, then loss and adapter gradients, packed and not."""
     case = CASES[name]
     theirs, config, tensors = saved_oracle(case, tmp_path)
-    model, base = text_model(config, tensors, case.lora)
+    model, base, abstract = text_model(config, tensors, case.lora)
     assert model.config.decoder.rope_theta == 500.0
     assert model.config.decoder.tied_head == case.sizes["tie_word_embeddings"]
     assert ("head" in base["decoder"]) != model.config.decoder.tied_head
@@ -155,8 +156,7 @@ def test_logits_loss_gradients(name: str, tmp_path: Path) -> None:
     loss = wrapped(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
     loss.backward()
     values = {name: p.detach().numpy() for name, p in adapters(wrapped).items()}
-    abstract = {path: leaf for path, leaf in paths(shapes(model, method="initialise")).items() if "lora" in path}
-    trainable = read_tree(TRAINED, nest(abstract), values, "peft")
+    trainable = read_tree(TRAINED, abstract, values, "peft")
     found = {}
     for title, batch in (("separate", SEPARATE), ("packed", PACKED)):
         grads, sums = jax.jit(lambda t, b: gradients(model, t, base, b, None))(trainable, batch)
@@ -187,7 +187,7 @@ def test_greedy_generation(name: str, tmp_path: Path) -> None:
     """The cache gives Hugging Face's answers, in a batch padded on either side as alone."""
     case = CASES[name]
     theirs, config, tensors = saved_oracle(case, tmp_path)
-    model, base = text_model(config, tensors, LoraConfig(rank=0))
+    model, base, _ = text_model(config, tensors, LoraConfig(rank=0))
     ids, mask = padded(SEQUENCES, left=True)
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     with torch.no_grad():
@@ -207,14 +207,15 @@ def test_exported_folder_opens(tmp_path: Path) -> None:
     """What we write, Hugging Face reads, bit for bit; a head stored beside a tied embedding is left alone."""
     for name, case in CASES.items():
         theirs, config, tensors = saved_oracle(case, tmp_path / name)
-        _, base = text_model(config, tensors, case.lora)
+        _, base, _ = text_model(config, tensors, case.lora)
         exported = dict(write_tree(DECODER, base))
         assert set(exported) == set(tensors)
         write_folder(tmp_path / f"{name}_ours", config, exported)
         again = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path / f"{name}_ours")
         for key, tensor in theirs.state_dict().items():
             assert torch.equal(again.state_dict()[key], tensor), key
-    _, base_again = text_model(config, exported | {"lm_head.weight": exported["model.embed_tokens.weight"]}, case.lora)
+    doubled = exported | {"lm_head.weight": exported["model.embed_tokens.weight"]}
+    _, base_again, _ = text_model(config, doubled, case.lora)
     assert jax.tree.all(jax.tree.map(np.array_equal, base, base_again))
 
 
@@ -226,9 +227,8 @@ def test_packed_soft_tokens() -> None:
         audio_width=14,
         prefusion="attention",
         video="attention",
-        audio="qformer",
+        audio="mean",
         tokens=SoftTokens(multi=2, audio=3, video=2),
-        qformer=QFormerConfig(width=12, layers=1, heads=3, mlp_width=20),
         decoder=DecoderConfig(
             vocab=VOCAB, width=24, layers=2, heads=3, kv_heads=1, head_dim=8, mlp_width=32, lora=LoraConfig(rank=2)
         ),

@@ -167,10 +167,7 @@ def test_refusals(tiny: Path, changes: dict, message: str) -> None:
 
 def test_other_model_or_other_shards_are_refused(finished: Path, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not fit this model"):
-        train(
-            tiny_config(tiny, model__decoder={**tiny_config(tiny).model.decoder.model_dump(), "mlp_width": 48}),
-            finished,
-        )
+        train(tiny_config(tiny, model__decoder__mlp_width=48), finished)
     make_tiny(tmp_path, absent=frozenset())
     with pytest.raises(UserError, match="was trained on other shards"):
         train(tiny_config(tiny, data__shards=str(tmp_path / "shards")), finished)

@@ -1,0 +1,210 @@
+"""The report's pictures, each drawn twice: for light and for dark pages."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from affectgpt_jax.inference.report.groups import Confusion
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Curve = npt.NDArray[np.float64]
+
+
+class Theme(NamedTuple):
+    """Colours of one page ground."""
+
+    ink: str
+    faint: str
+    grid: str
+    series: tuple[str, str, str]
+    ground: str
+
+
+LIGHT = Theme("#1d2433", "#667085", "#e3e7ee", ("#2563c9", "#c4501b", "#0f8a68"), "#ffffff")
+DARK = Theme("#e7eaf0", "#98a2b3", "#2b313d", ("#82aaff", "#ff9e6b", "#5fd3ad"), "#181c24")
+
+
+class Picture(NamedTuple):
+    """A PNG for light pages, one for dark ones, and what they show in words."""
+
+    light: bytes
+    dark: bytes
+    alt: str
+
+
+def _picture(draw: Callable[["Figure", Theme], None], size: tuple[float, float], alt: str) -> Picture:
+    """Draw under both themes; the ground stays transparent."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    drawn = []
+    for theme in (LIGHT, DARK):
+        colours = {
+            "text.color": theme.ink,
+            "axes.labelcolor": theme.ink,
+            "axes.edgecolor": theme.faint,
+            "xtick.color": theme.faint,
+            "ytick.color": theme.faint,
+            "grid.color": theme.grid,
+            "axes.facecolor": "none",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 10,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "font.size": 9,
+        }
+        with rc_context(colours):
+            figure = Figure(figsize=size, layout="constrained")
+            draw(figure, theme)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=144, transparent=True, metadata={"Software": None})
+        drawn.append(buffer.getvalue())
+    return Picture(drawn[0], drawn[1], alt)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def smooth(values: Curve, span: float) -> Curve:
+    """Exponential moving average without the bias of its start; what is not finite is passed over.
+
+    Args:
+      values: [n].
+      span: points that it averages over, roughly.
+    """
+    decay = 1 - 2 / (span + 1)
+    total = weight = 0.0
+    out = np.empty_like(values)
+    for i, value in enumerate(values):
+        if np.isfinite(value):
+            total, weight = decay * total + (1 - decay) * value, decay * weight + (1 - decay)
+        out[i] = total / weight if weight else np.nan
+    return out
+
+
+_PANELS = {
+    "loss": "loss (nats a target token)",
+    "accuracy": "target tokens right",
+    "learning_rate": "learning rate",
+    "samples_per_s": "samples a second",
+}
+_NOISY = ("loss", "accuracy", "samples_per_s")
+
+
+def training_curves(curves: Mapping[str, Curve]) -> Picture | None:
+    """Loss, accuracy, learning rate and speed over steps; raw and smoothed. None if nothing was logged."""
+    names = [name for name in _PANELS if name in curves]
+    if not names or not len(curves["step"]):
+        return None
+
+    def draw(figure: "Figure", theme: Theme) -> None:
+        for i, name in enumerate(names):
+            axes = figure.add_subplot(2, 2, i + 1)
+            _curve(axes, curves["step"], curves[name], theme, noisy=name in _NOISY)
+            axes.set_title(_PANELS[name])
+            axes.set_xlabel("optimizer step")
+
+    def ends(name: str) -> str:
+        values = smooth(curves[name], _span(curves[name]))
+        return f"{_PANELS[name]} {curves[name][0]:.3g} at the start, {values[-1]:.3g} at the end (smoothed)"
+
+    first, last = curves["step"][[0, -1]].astype(int)
+    alt = f"Training curves from step {first} to {last}: " + "; ".join(map(ends, names)) + "."
+    return _picture(draw, (9.6, 5.6), alt)
+
+
+def _span(values: Curve) -> float:
+    return max(len(values) / 15, 1.0)
+
+
+def _curve(axes: "Axes", steps: Curve, values: Curve, theme: Theme, *, noisy: bool) -> None:
+    colour = theme.series[0]
+    axes.grid(axis="y", linewidth=0.8)
+    if noisy:
+        axes.plot(steps, values, color=colour, alpha=0.35, linewidth=0.9, label="as logged")
+        axes.plot(steps, smooth(values, _span(values)), color=colour, linewidth=2, label="smoothed")
+        axes.legend(frameon=False, fontsize=8)
+        axes.set_ylim(bottom=0)
+    else:
+        axes.plot(steps, values, color=colour, linewidth=1.8)
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores
+
+
+def need_bars(by_need: Mapping[str, Mapping[str, Any]], plain: str) -> Picture:
+    """Hit rate on the clips that need a modality: with everything, without it, with another clip's."""
+    cases = {"with everything": plain, "without it": "without {}", "with another clip's": "shuffled {}"}
+
+    def rate(modality: str, case: str) -> float | None:
+        return by_need[modality]["hit_rate"].get(cases[case].format(modality))
+
+    def draw(figure: "Figure", theme: Theme) -> None:
+        axes = figure.add_subplot()
+        axes.grid(axis="y", linewidth=0.8)
+        axes.set_axisbelow(True)
+        width = 0.8 / len(cases)
+        for k, (case, colour) in enumerate(zip(cases, theme.series, strict=True)):
+            places = [(x + (k - 1) * width, rate(modality, case)) for x, modality in enumerate(by_need)]
+            bars = [(x, height) for x, height in places if height is not None]
+            axes.bar([x for x, _ in bars], [y for _, y in bars], width * 0.92, color=colour, label=case)
+            for x, height in bars:
+                axes.text(x, height + 0.015, f"{height:.2f}", ha="center", fontsize=8)
+        titles = [f"clips that need {modality}\n({entry['clips']})" for modality, entry in by_need.items()]
+        axes.set_xticks(range(len(by_need)), titles)
+        axes.tick_params(axis="x", length=0)
+        axes.set_ylim(0, 1.1)
+        axes.set_yticks(np.linspace(0, 1, 6))
+        axes.set_ylabel("hit rate")
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+    parts = [
+        f"clips that need {modality}: "
+        + ", ".join(f"{case} {value:.2f}" for case in cases if (value := rate(modality, case)) is not None)
+        for modality in by_need
+    ]
+    return _picture(draw, (8.4, 3.2), f"Hit rates. {'; '.join(parts)}.")
+
+
+def confusion_picture(table: Confusion) -> Picture:
+    """True group by answered group: clips, shaded by their share of the row."""
+    totals = table.counts.sum(axis=1, keepdims=True)
+    shares = table.counts / np.maximum(totals, 1)
+
+    def draw(figure: "Figure", theme: Theme) -> None:
+        from matplotlib.colors import LinearSegmentedColormap
+
+        axes = figure.add_subplot()
+        shade = LinearSegmentedColormap.from_list("shade", [theme.grid, theme.series[0]])
+        axes.imshow(shares, cmap=shade, vmin=0, vmax=1, aspect="auto")
+        for i, j in np.argwhere(table.counts):
+            ink = theme.ground if shares[i, j] > 0.5 else theme.ink
+            axes.text(j, i, str(table.counts[i, j]), ha="center", va="center", color=ink)
+        axes.set_xticks(range(len(table.columns)), table.columns, rotation=30, ha="right")
+        axes.set_yticks(range(len(table.rows)), _row_titles(table))
+        axes.set_xlabel("answered")
+        axes.set_ylabel("true")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xticks(np.arange(0.5, len(table.columns) - 1), minor=True)
+        axes.set_yticks(np.arange(0.5, len(table.rows) - 1), minor=True)
+        axes.grid(which="minor", color=theme.ground, linewidth=2)
+        axes.tick_params(which="minor", length=0)
+
+    right = {row: table.counts[i, table.columns.index(row)] / totals[i, 0] for i, row in enumerate(table.rows)}
+    alt = "Share of clips answered with the true group: " + ", ".join(f"{row} {x:.0%}" for row, x in right.items()) + "."
+    return _picture(draw, (1.9 + 0.78 * len(table.columns), 1.3 + 0.42 * len(table.rows)), alt)
+
+
+def _row_titles(table: Confusion) -> Sequence[str]:
+    return [f"{row} ({count})" for row, count in zip(table.rows, table.counts.sum(axis=1), strict=True)]
