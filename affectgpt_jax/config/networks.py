@@ -56,13 +56,14 @@ class VisionConfig(Section):
         """Read a `CLIPModel` (or vision-only) config.json."""
         vision = config.get("vision_config", config)
         return cls(
-            width=vision["hidden_size"],
-            layers=vision["num_hidden_layers"],
-            heads=vision["num_attention_heads"],
-            mlp_width=vision["intermediate_size"],
+            # Some published files leave out what equals Hugging Face's defaults, which are those of ViT-B/32.
+            width=vision.get("hidden_size", 768),
+            layers=vision.get("num_hidden_layers", 12),
+            heads=vision.get("num_attention_heads", 12),
+            mlp_width=vision.get("intermediate_size", 3072),
             projection=config.get("projection_dim", vision.get("projection_dim", 512)),
-            image_size=vision["image_size"],
-            patch_size=vision["patch_size"],
+            image_size=vision.get("image_size", 224),
+            patch_size=vision.get("patch_size", 32),
             activation=vision.get("hidden_act", "quick_gelu"),
             norm_eps=vision.get("layer_norm_eps", 1e-5),
         )
@@ -96,9 +97,7 @@ class HubertConfig(Section):
                 f"{len(self.conv_widths)}, {len(self.conv_kernels)} and {len(self.conv_strides)}"
             )
         if self.layers < 3:
-            raise ValueError(
-                f"layers={self.layers}: the feature averages four hidden states; use 3 or more"
-            )
+            raise ValueError(f"layers={self.layers}: the feature averages four hidden states; use 3 or more")
         return self
 
     def frames(self, samples: int) -> int:

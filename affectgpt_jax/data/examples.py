@@ -189,8 +189,8 @@ def prompt_example(
     room = max_length - max_new_tokens
     if room < 1:
         raise UserError(
-            f"max_new_tokens={max_new_tokens} leaves no room for a prompt within max_length={max_length}; lower the one "
-            "or raise the other."
+            f"max_new_tokens={max_new_tokens} leaves no room for a prompt within max_length={max_length}; lower the "
+            "one or raise the other."
         )
     if compat == "reference":
         whole = _encode_prompt(conversation, layout, tokenizer, compat)
@@ -201,7 +201,8 @@ def prompt_example(
     if len(prompt) + 1 > room:
         return Rejected(
             conversation.name,
-            f"too long: {len(prompt) + 1} prompt tokens, {room} are allowed ({max_length} less {max_new_tokens} new ones)",
+            f"too long: {len(prompt) + 1} prompt tokens, {room} are allowed "
+            f"({max_length} less {max_new_tokens} new ones)",
         )
     return _with_soft_index(conversation, layout, tokenizer, [tokenizer.bos, *prompt], note)
 
@@ -273,8 +274,8 @@ def _with_soft_index(
         if len(places) != len(slots):
             return Rejected(
                 conversation.name,
-                f"has {len(places)} {PLACEHOLDERS[modality]} tokens where mode {conversation.mode!r} wants {len(slots)}: "
-                "its text spells one, or a long prompt was cut there",
+                f"has {len(places)} {PLACEHOLDERS[modality]} tokens where mode {conversation.mode!r} wants "
+                f"{len(slots)}: its text spells one, or a long prompt was cut there",
             )
         soft_index[places] = slots
     none = np.zeros(0, np.int32)

@@ -187,8 +187,8 @@ def _from_vocab_and_merges(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str
         added = {entry["content"]: int(token_id) for token_id, entry in config["added_tokens_decoder"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{config_path}: cannot read the added tokens (key `added_tokens_decoder`), which must come with vocab.json "
-            f"and merges.txt: {error!r}. Fetch the file again or give a folder with tokenizer.json."
+            f"{config_path}: cannot read the added tokens (key `added_tokens_decoder`), which must come with "
+            f"vocab.json and merges.txt: {error!r}. Fetch the file again or give a folder with tokenizer.json."
         ) from error
     try:
         model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))

@@ -111,11 +111,11 @@ def test_what_is_missing_is_named(text: TextGolden, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         open_tokenizer(tmp_path / "nowhere")
     (tmp_path / "config.json").touch()
-    with pytest.raises(UserError, match="found: config.json"):
+    with pytest.raises(UserError, match=r"found: config\.json"):
         open_tokenizer(tmp_path)
     (tmp_path / "vocab.json").write_text("{}")
     (tmp_path / "merges.txt").write_text("")
-    with pytest.raises(UserError, match="tokenizer_config.json: cannot read"):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: cannot read"):
         open_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="not a tokenizer file"):

@@ -15,7 +15,7 @@ from affectgpt_jax.inference.report.record import RunRecord
 EXAMPLES = 10
 FRAMES = 4
 FRAME_SIZE = 176
-_GAP = 6
+_GAP = 2
 _QUALITY = 80
 
 
@@ -58,7 +58,7 @@ def _example(line: Mapping[str, Any], corpus: Path | None) -> Example:
 
 def _strip(frames: Sequence[np.ndarray] | np.ndarray) -> bytes:
     """Frames side by side, as JPEG."""
-    strip = Image.new("RGB", (len(frames) * (FRAME_SIZE + _GAP) - _GAP, FRAME_SIZE), "white")
+    strip = Image.new("RGB", (len(frames) * (FRAME_SIZE + _GAP) - _GAP, FRAME_SIZE), "gray")
     for i, frame in enumerate(frames):
         strip.paste(Image.fromarray(frame), (i * (FRAME_SIZE + _GAP), 0))
     buffer = io.BytesIO()

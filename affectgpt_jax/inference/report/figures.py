@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 Curve = npt.NDArray[np.float64]
 
 
+PAGE_DPI = 96
+"""Pixels of a page to an inch."""
+
+
 class Theme(NamedTuple):
     """Colours of one page ground."""
 
@@ -31,10 +35,18 @@ DARK = Theme("#e7eaf0", "#98a2b3", "#2b313d", ("#82aaff", "#ff9e6b", "#5fd3ad"),
 
 
 class Picture(NamedTuple):
-    """A PNG for light pages, one for dark ones, and what they show in words."""
+    """A drawing.
+
+    Attributes:
+      light: PNG for light pages.
+      dark: PNG for dark pages.
+      size: width and height in pixels of a page.
+      alt: what it shows, in words.
+    """
 
     light: bytes
     dark: bytes
+    size: tuple[int, int]
     alt: str
 
 
@@ -45,7 +57,7 @@ def _picture(draw: Callable[["Figure", Theme], None], size: tuple[float, float],
 
     drawn = []
     for theme in (LIGHT, DARK):
-        colours = {
+        colours: dict[Any, Any] = {
             "text.color": theme.ink,
             "axes.labelcolor": theme.ink,
             "axes.edgecolor": theme.faint,
@@ -64,30 +76,33 @@ def _picture(draw: Callable[["Figure", Theme], None], size: tuple[float, float],
             figure = Figure(figsize=size, layout="constrained")
             draw(figure, theme)
             buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=144, transparent=True, metadata={"Software": None})
+            figure.savefig(buffer, format="png", dpi=1.5 * PAGE_DPI, transparent=True, metadata={"Software": None})
         drawn.append(buffer.getvalue())
-    return Picture(drawn[0], drawn[1], alt)
+    width, height = (round(length * PAGE_DPI) for length in size)
+    return Picture(drawn[0], drawn[1], (width, height), alt)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
 
 
-def smooth(values: Curve, span: float) -> Curve:
-    """Exponential moving average without the bias of its start; what is not finite is passed over.
+def smooth(values: Curve, width: float) -> Curve:
+    """Average around each point under a Gaussian; what is not finite is passed over.
 
     Args:
       values: [n].
-      span: points that it averages over, roughly.
+      width: standard deviation in points.
     """
-    decay = 1 - 2 / (span + 1)
-    total = weight = 0.0
-    out = np.empty_like(values)
-    for i, value in enumerate(values):
-        if np.isfinite(value):
-            total, weight = decay * total + (1 - decay) * value, decay * weight + (1 - decay)
-        out[i] = total / weight if weight else np.nan
-    return out
+    reach = int(np.ceil(3 * width))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+    finite = np.isfinite(values)
+
+    def spread(x: Curve) -> Curve:
+        return np.convolve(x, kernel)[reach : reach + len(x)]
+
+    weights = spread(finite.astype(np.float64))
+    sums = spread(np.where(finite, values, 0.0))
+    return np.divide(sums, weights, out=np.full_like(sums, np.nan), where=weights > 0)
 
 
 _PANELS = {
@@ -113,29 +128,29 @@ def training_curves(curves: Mapping[str, Curve]) -> Picture | None:
             axes.set_xlabel("optimizer step")
 
     def ends(name: str) -> str:
-        values = smooth(curves[name], _span(curves[name]))
+        values = smooth(curves[name], _width(curves[name]))
         return f"{_PANELS[name]} {curves[name][0]:.3g} at the start, {values[-1]:.3g} at the end (smoothed)"
 
     first, last = curves["step"][[0, -1]].astype(int)
     alt = f"Training curves from step {first} to {last}: " + "; ".join(map(ends, names)) + "."
-    return _picture(draw, (9.6, 5.6), alt)
+    return _picture(draw, (10.2, 5.8), alt)
 
 
-def _span(values: Curve) -> float:
-    return max(len(values) / 15, 1.0)
+def _width(values: Curve) -> float:
+    return max(len(values) / 40, 1.0)
 
 
 def _curve(axes: "Axes", steps: Curve, values: Curve, theme: Theme, *, noisy: bool) -> None:
     colour = theme.series[0]
     axes.grid(axis="y", linewidth=0.8)
     if noisy:
-        axes.plot(steps, values, color=colour, alpha=0.35, linewidth=0.9, label="as logged")
-        axes.plot(steps, smooth(values, _span(values)), color=colour, linewidth=2, label="smoothed")
+        axes.plot(steps, values, color=colour, alpha=0.5, linewidth=0.9, label="as logged")
+        axes.plot(steps, smooth(values, _width(values)), color=colour, linewidth=2, label="smoothed")
         axes.legend(frameon=False, fontsize=8)
         axes.set_ylim(bottom=0)
     else:
         axes.plot(steps, values, color=colour, linewidth=1.8)
-        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,7 +217,9 @@ def confusion_picture(table: Confusion) -> Picture:
         axes.tick_params(which="minor", length=0)
 
     right = {row: table.counts[i, table.columns.index(row)] / totals[i, 0] for i, row in enumerate(table.rows)}
-    alt = "Share of clips answered with the true group: " + ", ".join(f"{row} {x:.0%}" for row, x in right.items()) + "."
+    alt = (
+        "Share of clips answered with the true group: " + ", ".join(f"{row} {x:.0%}" for row, x in right.items()) + "."
+    )
     return _picture(draw, (1.9 + 0.78 * len(table.columns), 1.3 + 0.42 * len(table.rows)), alt)
 
 
