@@ -20,23 +20,27 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run folder. A half-written one is never seen."""
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
-        """Open or create the folder.
+    def __init__(self, folder: Path, *, keep: int | None = None) -> None:
+        """Open the folder.
 
         Args:
           folder: where checkpoints lie, one folder a step.
-          keep: latest ones kept.
+          keep: latest ones kept; the folder is created if need be. None only reads, and touches nothing that a
+            running training is about to write.
 
         Raises:
-          UserError: the folder cannot be written.
+          UserError: the folder cannot be written or read.
         """
         self.folder = folder.resolve()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+            if keep is None:
+                options = ocp.CheckpointManagerOptions(read_only=True)
+            else:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error}); choose another train.output") from error
+            raise UserError(f"{folder}: cannot be opened ({error}); name another run folder") from error
 
     @property
     def latest(self) -> int | None:

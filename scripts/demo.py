@@ -73,12 +73,13 @@ def main() -> None:
     else:
         stage("training", "train", "demo")
         stage("scores", "evaluate", str(FOLDER))
-        stage("report", "report", str(FOLDER))
     if args.again:
         other = FOLDER / f"corpus-{args.seed + 1}"
         counts = [word for split, count in AGAIN.items() for word in (f"--{split}", str(count))]
         stage("another corpus", "synth", str(other), *counts, "--seed", str(args.seed + 1))
         stage("its scores", "evaluate", str(FOLDER), "--corpus", str(other), "--plain", "--output", f"{other}-scores")
+    if not args.prefusion:
+        stage("report", "report", str(FOLDER))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"\ndemo: {time.perf_counter() - started:.0f} s, largest process {peak:.1f} GB")
     if not args.prefusion:

@@ -148,7 +148,5 @@ def _show(console: "Console", outcome: "Prediction | Failed") -> None:
 
 
 def _read_from(source: "Source") -> str:
-    if not source.places:
-        return source.origin
-    unit = "s" if source.unit == "second" else f"{source.unit}s"
-    return f"{source.origin} at {', '.join(f'{place:g}' for place in source.places)} {unit}"
+    places = ", ".join(f"{place:g}" for place in source.places)
+    return f"{source.origin}, {source.unit}s {places}" if places else source.origin

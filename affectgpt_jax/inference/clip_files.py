@@ -106,30 +106,32 @@ def find_clip(
         raise MediaError(path, "there is no such file")
     corpus = Path(os.path.abspath(path)).parents[1]
     absent: dict[str, str] = {}
-    crops = _find_faces(path.stem, corpus, faces)
+    candidates = _face_files(path.stem, corpus, faces)
+    named = (
+        faces is not None and not Path(faces).is_dir()
+    )  # a file that is named is read, and missed if it is not there
+    crops = next((file for file in candidates if named or file.exists()), None)
     if crops is None:
-        where = faces or corpus / "openface_face"
-        absent["face"] = f"no {path.stem}/{path.stem}.npy in {where}; pass face crops with --faces FILE.npy"
+        absent["face"] = f"there is no {' and no '.join(map(str, candidates))}; pass face crops with --faces FILE.npy"
     if subtitle is not None:
         said, origin, why = subtitle.strip(), "given", "the subtitle given is empty"
     else:
         table = corpus / SUBTITLES
         known = subtitles(table) if table.is_file() else {}
         said, origin = known.get(path.stem, "").strip(), str(table)
-        state = "holds nothing" if path.stem in known else "has no line" if table.is_file() else "is not there"
-        why = f"{table} {state} for {path.stem}; pass what is said with --subtitle TEXT"
+        lacking = f"{table} holds nothing for {path.stem}" if table.is_file() else f"there is no {table}"
+        why = f"{lacking}; pass what is said with --subtitle TEXT"
     if not said:
         absent["text"] = why
     return Clip(path, ClipFiles(video=path, faces=crops), said, origin, absent)
 
 
-def _find_faces(name: str, corpus: Path, given: str | Path | None) -> Path | None:
-    """The clip's crops, None where there are none; a file that was named is taken at its word."""
-    if given is not None and not Path(given).is_dir():
-        return Path(given)
-    folder = corpus / "openface_face" if given is None else Path(given)
-    candidates = [folder / name / f"{name}.npy", *([] if given is None else [folder / f"{name}.npy"])]
-    return next((path for path in candidates if path.exists()), None)
+def _face_files(name: str, corpus: Path, given: str | Path | None) -> tuple[Path, ...]:
+    """Where a clip's crops may lie, the likeliest first."""
+    if given is None:
+        return (corpus / "openface_face" / name / f"{name}.npy",)
+    folder = Path(given)
+    return (folder / name / f"{name}.npy", folder / f"{name}.npy") if folder.is_dir() else (folder,)
 
 
 def read_subtitles(path: Path) -> dict[str, str]:

@@ -71,7 +71,9 @@ def open_run(folder: str | Path, step: int | None = None) -> Run:
     model = AffectGPT(config.model)
     shardings = parameter_shardings(make_mesh(MeshConfig()), parameter_shapes(model))
     trainable, frozen = split(config.model, initial_parameters(config, model, shardings), config.train.trainable)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=config.train.keep)
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder} has no checkpoints yet; let it train up to its first one")
+    checkpoints = Checkpoints(folder / "checkpoints")
     restored = checkpoints.restore({"params": targets(trainable)}, step)
     checkpoints.close()
     return Run(folder, config, tokenizer, model, join(restored.items["params"], frozen), restored.step)

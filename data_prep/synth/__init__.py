@@ -8,7 +8,7 @@ the speaker; what it means does not, so a small model can learn the corpus in mi
 
 from data_prep.synth.corpus import CorpusSummary, SplitCounts, write_corpus
 from data_prep.synth.face import ACTIONS, EXPRESSIONS, Face
-from data_prep.synth.render import render_clip, render_faces, render_frames
+from data_prep.synth.render import render_clip, render_faces, render_frames, render_sound
 from data_prep.synth.scenes import SCENES, Scene
 from data_prep.synth.specs import ClipSpec, attributes, sample_specs
 from data_prep.synth.vocabulary import EMOTIONS, FAMILIES
@@ -33,6 +33,7 @@ __all__ = [
     "render_clip",
     "render_faces",
     "render_frames",
+    "render_sound",
     "sample_specs",
     "synthesize",
     "write_corpus",

@@ -56,6 +56,11 @@ def render_faces(spec: ClipSpec, frames: np.ndarray) -> np.ndarray:
     return _crop(pictures, boxes, spec, frames)
 
 
+def render_sound(spec: ClipSpec) -> np.ndarray:
+    """The sound alone, as `render_clip` would sing it; float32 [samples] at `SAMPLE_RATE`."""
+    return voice_module.synthesize(_tracks(spec), spec.voice, spec.speaker, stream(spec.seed, spec.name, "sound"))
+
+
 def _tracks(spec: ClipSpec) -> voice_module.Tracks:
     return voice_module.compose(
         spec.voice, spec.speaker, spec.frames / FRAME_RATE, stream(spec.seed, spec.name, "tracks")

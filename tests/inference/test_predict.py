@@ -230,14 +230,14 @@ def test_subtitles(clip: Callable[..., Path], tmp_path: Path, monkeypatch: pytes
     empty = find_clip(clip("0012"), "", None, read_subtitles)
     assert (empty.subtitle, empty.absent["text"]) == ("", "the subtitle given is empty")
     assert "holds nothing for blank" in find_clip(clip("blank"), None, None, read_subtitles).absent["text"]
-    assert "has no line for lost" in find_clip(clip("lost"), None, None, read_subtitles).absent["text"]
+    assert "holds nothing for lost" in find_clip(clip("lost"), None, None, read_subtitles).absent["text"]
     monkeypatch.chdir(tmp_path / "corpus" / "video")  # a bare file name has a corpus, too
     assert find_clip(Path("0012.mp4"), None, None, read_subtitles).subtitle == "last, truly"
     table.write_text("name,text\n0012,hello\n")
     with pytest.raises(UserError, match="needs the columns name and english"):
         find_clip(Path("0012.mp4"), None, None, read_subtitles)
     table.unlink()
-    assert "is not there" in find_clip(Path("0012.mp4"), None, None, read_subtitles).absent["text"]
+    assert "there is no" in find_clip(Path("0012.mp4"), None, None, read_subtitles).absent["text"]
 
 
 def test_faces(clip: Callable[..., Path], tmp_path: Path) -> None:
@@ -250,7 +250,9 @@ def test_faces(clip: Callable[..., Path], tmp_path: Path) -> None:
         assert find_clip(path, "", given, read_subtitles).files.faces == expected
     own = write_faces(tmp_path / "corpus" / "openface_face" / "a" / "a.npy", crops)
     assert find_clip(path, "", None, read_subtitles).files.faces == own
-    assert f"in {tmp_path / 'corpus'}" in find_clip(path, "", tmp_path / "corpus", read_subtitles).absent["face"]
+    assert find_clip(path, "", tmp_path / "lost.npy", read_subtitles).files.faces == tmp_path / "lost.npy"
+    why = find_clip(path, "", tmp_path / "corpus", read_subtitles).absent["face"]
+    assert f"no {tmp_path / 'corpus' / 'a.npy'}" in why
 
 
 def test_places(tmp_path: Path) -> None:

@@ -166,10 +166,11 @@ def trained_gradients(g, params, remat="none"):
     return found
 
 
-@pytest.mark.parametrize("remat", ["none", "names", "full"])
-def test_gradients(name, remat):
+def test_gradients(name):
     g = goldens.golden(name)
     expected = g.group("g/")
+    # Remat must not change a gradient: each setting takes its turn with one of the policies.
+    remat = ("none", "names", "full")[goldens.settings().index(name) % 3]
     found = trained_gradients(g, goldens.model_params(g), remat)
     without = set(g.facts["trainable_without_grad"])
     assert set(found) == set(expected) | without

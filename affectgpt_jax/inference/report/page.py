@@ -32,15 +32,13 @@ from affectgpt_jax.version import __version__
 
 METRICS = {
     "hit_rate": "the group of the true primary word is among the groups of the answered words",
-    "m_score": "MER-UniBench's name for that on data sets with one label a clip",
+    "m_score": "the hit rate with each hit divided by the number of groups that were answered",
     "f_score": "overlap of true and answered groups: F of precision and recall",
     "precision": "share of the answered groups that are true",
     "recall": "share of the true groups that were answered",
     "weighted_f1": "positive or negative, read from the words; F1 of the two, weighted by their clips",
     "accuracy": "positive or negative, read from the words; share that is right",
 }
-
-SENTIMENT = ("weighted_f1", "accuracy")
 
 LIMITS = (
     "An answer is a statistical guess at how a clip may come across to others. It does not show what a person feels.",

@@ -1,0 +1,1 @@
+"""Stage 0 of the demo: two small encoders and a tokenizer, from the synthetic corpus's own generator."""
