@@ -34,7 +34,7 @@ class Checkpoints:
         self.folder = folder.resolve()
         try:
             if keep is None:
-                options = ocp.CheckpointManagerOptions(read_only=True)
+                options = ocp.CheckpointManagerOptions(read_only=True, create=False)
             else:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)

@@ -149,19 +149,19 @@ def _train_apart(out: Path, settings: TowerSettings, tell: Tell) -> dict[Kind, T
     """Train each tower in a process of its own."""
     # Not fork: a caller may hold threads (jax, OpenCV) that do not survive it.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(_KINDS), mp_context=context, initializer=_begin_worker) as pool:
-        with context.Manager() as manager:
-            messages = manager.Queue()
-            jobs = {kind: pool.submit(train_tower, kind, out / kind, settings, messages.put) for kind in _KINDS}
-            while not all(job.done() for job in jobs.values()):
-                for job in jobs.values():
-                    if job.done():
-                        job.result()  # of two, the first to fail ends both: without its queue the other one stops
-                try:
-                    tell(messages.get(timeout=0.2))
-                except queue.Empty:
-                    continue
-            return {kind: job.result() for kind, job in jobs.items()}
+    pool_of_two = ProcessPoolExecutor(len(_KINDS), mp_context=context, initializer=_begin_worker)
+    with pool_of_two as pool, context.Manager() as manager:
+        messages = manager.Queue()
+        jobs = {kind: pool.submit(train_tower, kind, out / kind, settings, messages.put) for kind in _KINDS}
+        while not all(job.done() for job in jobs.values()):
+            for job in jobs.values():
+                if job.done():
+                    job.result()  # of two, the first to fail ends both: without its queue the other one stops
+            try:
+                tell(messages.get(timeout=0.2))
+            except queue.Empty:
+                continue
+        return {kind: job.result() for kind, job in jobs.items()}
 
 
 def _begin_worker() -> None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from affectgpt_jax.weights.table import nest, paths
 from data_prep.towers.lessons import Lesson
@@ -40,9 +40,9 @@ class Fitted(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    inputs: Float[Array, "B ..."]
-    classes: Int[Array, " B"]
-    values: Float[Array, "B K"]
+    inputs: Any  # float [B, ...]
+    classes: Any  # int [B]
+    values: Any  # float [B, K]
 
 
 def initial_parameters(network: Any, example: npt.NDArray[np.float32], seed: int) -> Params:

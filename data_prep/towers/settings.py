@@ -32,9 +32,9 @@ class TowerSettings(Section):
     """Settings of stage 0."""
 
     seed: int = Field(default=0, ge=0, description="of the clips' generator, the initial weights and the order")
-    clips: PositiveInt = Field(default=500, description="clips of training identities that each tower learns from")
-    held_out: PositiveInt = Field(default=150, description="clips of other identities that the towers are probed on")
-    steps: PositiveInt = Field(default=300, description="optimizer steps of each tower")
+    clips: PositiveInt = Field(default=400, description="clips of training identities that each tower learns from")
+    held_out: PositiveInt = Field(default=120, description="clips of other identities that the towers are probed on")
+    steps: PositiveInt = Field(default=250, description="optimizer steps of each tower")
     vocabulary: int = Field(default=1024, ge=300, description="most tokens of the tokenizer, added ones not counted")
     vision: VisionConfig = VISION
     audio: HubertConfig = AUDIO
