@@ -19,6 +19,9 @@ from affectgpt_jax.errors import UserError
 if TYPE_CHECKING:
     from affectgpt_jax.inference.evaluate import Evaluation
 
+SHOWN = {"hit_rate": "hit rate", "f_score": "set F", "weighted_f1": "sentiment F1"}
+"""Scores of the printed table; scores.json has them all."""
+
 SYNTHETIC_NEEDS = {"face": "face", "voice": "audio", "text": "text"}
 """Modality of the synthetic corpus -> stream of the model."""
 
@@ -123,19 +126,18 @@ def print_tables(found: "Evaluation", table: str, clips: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    first = next(iter(found.scores.values()))
+    console = Console(soft_wrap=True)
     shown = Table(title=f"{clips} clips, words grouped by {table}, 95 % intervals")
-    shown.add_column("condition")
-    for name in first:
-        shown.add_column(name.replace("_", " "), justify="right")
+    shown.add_column("condition", no_wrap=True)
+    for title in SHOWN.values():
+        shown.add_column(title, justify="right", no_wrap=True)
     for condition, scores in found.scores.items():
-        cells = [f"{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}]" for s in scores.values()]
-        shown.add_row(condition, *cells)
+        chosen = (scores[name] for name in SHOWN)
+        shown.add_row(condition, *(f"{s['value']:.3f} [{s['low']:.2f}, {s['high']:.2f}]" for s in chosen))
     console.print(shown)
     if found.by_need:
         needs = Table(title="hit rate on the clips that need a modality")
-        needs.add_column("condition")
+        needs.add_column("condition", no_wrap=True)
         for modality, entry in found.by_need.items():
             needs.add_column(f"need {modality} ({entry['clips']})", justify="right")
         for condition in found.scores:
