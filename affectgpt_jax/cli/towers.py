@@ -1,9 +1,11 @@
 """Train the demo's small vision and speech towers and its tokenizer.
 
-A frozen encoder without training tells next to nothing about an expression. So a CLIP-style and a HuBERT-style tower
-first learn, for about a minute, what the generator of the synthetic corpus knows about faces and voices of training
-identities. OUT gets three Hugging Face folders, vision, audio and tokenizer, and towers.json with settings, scores
-and checksums. The same settings give the same towers; finished ones are used again.
+Frozen encoders are only as good as what they learned, and no pretrained ones ship. So a CLIP-style and a HuBERT-style
+tower first learn, for about a minute, what the generator of the synthetic corpus knows about faces and voices of
+training identities. A linear probe on other identities says how well, beside the same towers untrained.
+
+OUT gets three Hugging Face folders, vision, audio and tokenizer, and towers.json with settings, scores and checksums.
+The same settings give the same towers; finished ones are used again.
 
   affectgpt towers runs/demo/towers --seed 0
 """

@@ -23,8 +23,8 @@ SEEN = 8
 """Views of a clip that AffectGPT sees."""
 _CROP_STRIDE = 3
 """A corpus keeps the crop of every third frame."""
-_FULL_SCALE = 32767
-"""Of 16-bit samples."""
+_STEPS = 32768
+"""Steps of a 16-bit sample from 0 to full scale."""
 
 
 class Lesson(NamedTuple):
@@ -73,7 +73,7 @@ def voice_lesson(specs: Sequence[ClipSpec], views: int, on_clip: Callable[[], No
     """
     inputs = []
     for spec in specs:
-        samples = (np.round(render_sound(spec) * _FULL_SCALE) / (_FULL_SCALE + 1)).astype(np.float32)
+        samples = np.floor(render_sound(spec) * _STEPS) / _STEPS  # what is left in a wave file
         inputs.append(normalise_audio(audio_clips(samples, clips=SEEN, compat="reference"))[_chosen(views)])
         on_clip()
     rows = [attributes(spec) for spec in specs]
