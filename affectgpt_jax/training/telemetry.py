@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Self
 
 import jax
-from tensorboardX import SummaryWriter
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -41,6 +40,8 @@ class RunLog:
         self._live = sys.stderr.isatty()
         self._first: int | None = None
         if self._main:
+            from tensorboardX import SummaryWriter  # imports torch wherever it is installed
+
             folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / "metrics.jsonl").open("a", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=30)
