@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from affectgpt_jax.cli.prepare import prepare_corpus
 from affectgpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output or args.run)
     media, shards = _locate(args.corpus, config.prepare.corpus, config.data.shards, output)
     if media is not None and not Path(shards).is_dir():
-        _prepare(config, media, shards)
+        print(prepare_corpus(config, media, shards).summary())
     corpus = open_shards(config, args.split or config.evaluate.split, shards)
     table = load_table(args.wheel_dir)
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -90,23 +91,6 @@ def _locate(given: str | None, media: str, shards: str, output: Path) -> tuple[s
         f"--corpus {given}: neither clips in the MER2025 layout (no subtitle_chieng.csv) nor prepared shards "
         "(no mer_caption)"
     )
-
-
-def _prepare(config: Any, media: str, shards: str) -> None:
-    from affectgpt_jax.inference.encoders import Encoders
-    from data_prep.prepare import PrepareSettings, prepare
-    from data_prep.readers import read_mer_caption_plus
-
-    listing = read_mer_caption_plus(media)
-    settings = PrepareSettings(
-        streams=config.prepare.streams,
-        missing=config.prepare.missing,
-        batch_clips=config.prepare.batch_clips,
-        shard_clips=config.prepare.shard_clips,
-        decode_threads=config.prepare.decode_threads,
-    )
-    encoders = Encoders(config.weights.vision, config.weights.audio)
-    print(prepare(listing.records, encoders, settings, shards, listing.problems).summary())
 
 
 def _needs(media: str | None) -> Mapping[str, Sequence[str]] | None:

@@ -9,11 +9,15 @@ stream that joins leaves the others as they are. Clips with broken media are lef
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from affectgpt_jax.config import load_config
+from affectgpt_jax.config import RunConfig, load_config
 from affectgpt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from data_prep.report import PrepareReport
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,20 +38,32 @@ def run(args: argparse.Namespace) -> int:
     for key, value in {"prepare.corpus": config.prepare.corpus, "data.shards": config.data.shards}.items():
         if not value:
             raise UserError(f"{args.config} does not say {key}; add {key}=FOLDER to the command")
+    report = prepare_corpus(config, config.prepare.corpus, config.data.shards, overwrite=args.overwrite)
+    Console().print(report.summary(), markup=False, highlight=False, soft_wrap=True)
+    return 1 if args.strict and (report.broken or report.tables) else 0
+
+
+def prepare_corpus(config: RunConfig, corpus: str, shards: str, *, overwrite: bool = False) -> "PrepareReport":
+    """Prepare a corpus with a config's encoders and settings.
+
+    Args:
+      config: names the encoders and says how to prepare.
+      corpus: folder in the MER2025 layout.
+      shards: where to.
+      overwrite: replace streams that were prepared from other files or with another encoder.
+    """
     from affectgpt_jax.inference.encoders import Encoders
     from data_prep.prepare import PrepareSettings, prepare
     from data_prep.readers import read_mer_caption_plus
 
-    listing = read_mer_caption_plus(config.prepare.corpus)
+    listing = read_mer_caption_plus(corpus)
     settings = PrepareSettings(
         streams=config.prepare.streams,
         missing=config.prepare.missing,
         batch_clips=config.prepare.batch_clips,
         shard_clips=config.prepare.shard_clips,
         decode_threads=config.prepare.decode_threads,
-        overwrite=args.overwrite,
+        overwrite=overwrite,
     )
     encoders = Encoders(config.weights.vision, config.weights.audio)
-    report = prepare(listing.records, encoders, settings, config.data.shards, listing.problems)
-    Console().print(report.summary(), markup=False, highlight=False, soft_wrap=True)
-    return 1 if args.strict and (report.broken or report.tables) else 0
+    return prepare(listing.records, encoders, settings, shards, listing.problems)
