@@ -1,10 +1,13 @@
 """Run checkpoints: the training state and its position, by Orbax, in the background, restored onto any topology."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
 from affectgpt_jax.errors import UserError
 
@@ -35,10 +38,12 @@ class Checkpoints:
         try:
             if keep is None:
                 options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+                with _without_warnings():
+                    self._manager = ocp.CheckpointManager(self.folder, options=options)
             else:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+                self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise UserError(f"{folder}: cannot be opened ({error}); name another run folder") from error
 
@@ -91,6 +96,17 @@ class Checkpoints:
     def close(self) -> None:
         """Wait and release the folder."""
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Orbax warns of every folder that is opened to be read only, which is what was asked for."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def targets(tree: Any) -> Any:

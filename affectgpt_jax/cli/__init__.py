@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(sub)
     args = parser.parse_args(argv)
-    keep_compiled_programs()
+    set_environment()
     try:
         return module.run(args)
     except UserError as error:
@@ -63,11 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def keep_compiled_programs() -> None:
-    """Let JAX keep compiled programs between commands, unless the environment says where or that it must not.
+def set_environment() -> None:
+    """Let JAX keep compiled programs between commands, and transformers be silent about torch, which is not needed.
 
-    This sets environment variables only; a command that never loads jax pays nothing.
+    Only environment variables that are not set yet; a command that never loads these libraries pays nothing.
     """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "affectgpt_jax" / "jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
+    from affectgpt_jax.data.examples import Rejected
     from affectgpt_jax.inference.evaluate import PLAIN, evaluate, write_evaluation
     from affectgpt_jax.inference.runs import open_run, open_shards
     from affectgpt_jax.unibench.table_cache import load_table
@@ -75,6 +76,10 @@ def run(args: argparse.Namespace) -> int:
     }
     write_evaluation(found, corpus, output, facts)
     print_tables(found, table.name, len(corpus))
+    rejected = [a for answers in found.answers.values() for a in answers if isinstance(a, Rejected)]
+    if rejected:
+        first = rejected[0]
+        print(f"{len(rejected)} questions could not be asked and count as wrong, e.g. {first.name} {first.reason}")
     print(f"written: {output / 'scores.json'}, {output / 'answers.jsonl'}")
     return 0
 
@@ -107,11 +112,12 @@ def _needs(media: str | None) -> Mapping[str, Sequence[str]] | None:
 
 def print_tables(found: "Evaluation", table: str, clips: int) -> None:
     """Print the score table and, where the corpus says what clips need, the modality table."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     console = Console(soft_wrap=True)
-    shown = Table(title=f"{clips} clips, words grouped by {table}, 95 % intervals")
+    shown = Table(title=f"{clips} clips, words grouped by {table}, 95 % intervals", box=SIMPLE_HEAD)
     shown.add_column("condition", no_wrap=True)
     for title in SHOWN.values():
         shown.add_column(title, justify="right", no_wrap=True)
@@ -120,7 +126,7 @@ def print_tables(found: "Evaluation", table: str, clips: int) -> None:
         shown.add_row(condition, *(f"{s['value']:.3f} [{s['low']:.2f}, {s['high']:.2f}]" for s in chosen))
     console.print(shown)
     if found.by_need:
-        needs = Table(title="hit rate on the clips that need a modality")
+        needs = Table(title="hit rate on the clips that need a modality", box=SIMPLE_HEAD)
         needs.add_column("condition", no_wrap=True)
         for modality, entry in found.by_need.items():
             needs.add_column(f"need {modality} ({entry['clips']})", justify="right")

@@ -7,10 +7,9 @@ import jax
 import numpy as np
 
 from affectgpt_jax.data.examples import Conversation, Example, Rejected, prompt_example
-from affectgpt_jax.data.prompts import needs
+from affectgpt_jax.data.prompts import matching_mode, needs
 from affectgpt_jax.data.responses import response_labels, response_text
 from affectgpt_jax.data.shard_schema import parse_stream
-from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.engine import Prompts, make_generate
 from affectgpt_jax.inference.runs import Run, model_layout
 from affectgpt_jax.ops.sampling import GREEDY, Sampling
@@ -80,43 +79,48 @@ class Answerer:
         widths = {"audio": run.config.model.audio_width}
         self._shapes = {name: (counts[name], widths.get(name, run.config.model.vision_width)) for name in self._streams}
 
-    def __call__(self, queries: Sequence[Query], report: Callable[[int], None] | None = None) -> list[Answer]:
+    def __call__(
+        self, queries: Sequence[Query], report: Callable[[int], None] | None = None
+    ) -> list[Answer | Rejected]:
         """Answer all queries, in order.
 
         Args:
           queries: the questions.
           report: called with the number answered so far.
 
-        Raises:
-          UserError: a prompt that cannot be made, or an absent stream that the model has nothing to put in place of.
+        Returns:
+          For each query its answer, or why it cannot be asked; that never keeps the others from being answered.
         """
-        examples = [self._prompt(query) for query in queries]
+        outcomes: list[Example | Answer | Rejected] = [self._prompt(query) for query in queries]
+        examples = {i: made for i, made in enumerate(outcomes) if isinstance(made, Example)}
         # Queries of like length share a call; results go back to their places.
-        order = sorted(range(len(queries)), key=lambda i: len(examples[i].tokens))
-        answers: list[Answer | None] = [None] * len(queries)
+        order = sorted(examples, key=lambda i: len(examples[i].tokens))
         for start in range(0, len(order), self._batch):
             chosen = order[start : start + self._batch]
             for i, answer in zip(chosen, self._call([(i, queries[i], examples[i]) for i in chosen]), strict=True):
-                answers[i] = answer
+                outcomes[i] = answer
             if report is not None:
-                report(start + len(chosen))
-        return [answer for answer in answers if answer is not None]
+                report(len(queries) - len(order) + start + len(chosen))
+        return [outcome for outcome in outcomes if not isinstance(outcome, Example)]
 
-    def _prompt(self, query: Query) -> Example:
+    def _prompt(self, query: Query) -> Example | Rejected:
+        """The prompt; it speaks only of what the sample has, unless the model learned what absence looks like."""
         config = self._run.config
-        absent = [name for name in self._streams if name not in query.features]
-        if absent and not config.model.absent:
-            raise UserError(
-                f"{query.name} has no {' and no '.join(absent)}, and this model has learned nothing to put in place; "
-                "train with model.absent=true and data.hide, or leave the clip out"
+        mode = config.model.mode if config.model.absent else matching_mode(config.model.mode, query.features)
+        if mode is None:
+            return Rejected(
+                query.name,
+                f"has nothing that mode {config.model.mode!r} could go by; a model trained with model.absent=true and "
+                "data.hide could answer all the same",
             )
-        conversation = Conversation(query.name, config.model.mode, query.subtitle, query.question)
+        conversation = Conversation(query.name, mode, query.subtitle, query.question)
         example = prompt_example(
             conversation, self._layout, self._run.tokenizer, compat=config.compat, max_new_tokens=self._max_new
         )
-        if isinstance(example, Rejected):
-            raise UserError(f"{example.name} {example.reason}")
-        return example
+        if isinstance(example, Rejected) or mode == config.model.mode:
+            return example
+        note = f"asked in mode {mode!r}, for the model learned nothing to put in place of what is absent"
+        return example._replace(note="; ".join(filter(None, [note, example.note])))
 
     def _call(self, items: Sequence[tuple[int, Query, Example]]) -> Iterable[Answer]:
         rows = self._batch

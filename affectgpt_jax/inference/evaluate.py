@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from affectgpt_jax.data.examples import Rejected
 from affectgpt_jax.data.prompts import question
 from affectgpt_jax.data.shards import Corpus
 from affectgpt_jax.inference.answering import Answer, Answerer, Query
@@ -48,13 +49,14 @@ class Evaluation(NamedTuple):
     Attributes:
       scores: per condition, score name -> value and 95 % interval.
       by_need: modality -> clips that need it, and per condition their hit rate.
-      answers: per condition the answers, in the corpus's order.
+      answers: per condition the answers, in the corpus's order; a sample that could not be asked counts as a wrong
+        answer and gives its reason.
       truth: the true labels.
     """
 
     scores: dict[str, dict[str, dict[str, float]]]
     by_need: dict[str, dict[str, Any]]
-    answers: dict[str, list[Answer]]
+    answers: dict[str, list[Answer | Rejected]]
     truth: list[tuple[str, ...]]
 
 
@@ -97,6 +99,10 @@ def make_queries(run: Run, corpus: Corpus, condition: Condition, asked: str, see
     ]
 
 
+def _labels(answer: Answer | Rejected) -> list[str]:
+    return answer.labels if isinstance(answer, Answer) else []
+
+
 def _hit_rate(measure: Measure, chosen: np.ndarray) -> float:
     """Mean over wheels of the hit rate of some clips."""
     return values(measure.only(chosen))["hit_rate"]
@@ -129,7 +135,7 @@ def evaluate(
     texts = corpus.texts()
     truth = [record.labels for record in texts]
     scores: dict[str, dict[str, dict[str, float]]] = {}
-    answers: dict[str, list[Answer]] = {}
+    answers: dict[str, list[Answer | Rejected]] = {}
     measures: dict[str, Measure] = {}
     for condition in asked:
         queries = make_queries(run, corpus, condition, settings.question)
@@ -139,7 +145,7 @@ def evaluate(
                 progress(name, done, len(texts))
 
         answers[condition.name] = answerer(queries, report)
-        predicted = [answer.labels for answer in answers[condition.name]]
+        predicted = [_labels(answer) for answer in answers[condition.name]]
         found = score_labels(truth, predicted, table)
         scores[condition.name] = {name: score._asdict() for name, score in found.scores.items()}
         measures[condition.name] = hits(truth, predicted, table, "strict")
@@ -150,6 +156,12 @@ def evaluate(
             rates = {name: _hit_rate(measure, chosen) for name, measure in measures.items()}
             by_need[modality] = {"clips": int(chosen.sum()), "hit_rate": rates}
     return Evaluation(scores, by_need, answers, truth)
+
+
+def _answer_record(answer: Answer | Rejected) -> dict[str, Any]:
+    if isinstance(answer, Rejected):
+        return {"text": "", "labels": [], "rejected": answer.reason}
+    return {"text": answer.text, "labels": answer.labels}
 
 
 def write_evaluation(evaluation: Evaluation, corpus: Corpus, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -168,7 +180,5 @@ def write_evaluation(evaluation: Evaluation, corpus: Corpus, folder: Path, facts
         for i, record in enumerate(corpus.texts()):
             line: dict[str, Any] = {"name": record.name, "subtitle": record.subtitle, "truth": list(record.labels)}
             line["description"] = record.description
-            line["answers"] = {
-                name: {"text": found[i].text, "labels": found[i].labels} for name, found in evaluation.answers.items()
-            }
+            line["answers"] = {name: _answer_record(found[i]) for name, found in evaluation.answers.items()}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

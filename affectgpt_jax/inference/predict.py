@@ -19,6 +19,7 @@ import numpy as np
 
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.data.clips import PREPROCESSING, read_modality
+from affectgpt_jax.data.examples import Rejected
 from affectgpt_jax.data.media import MediaError
 from affectgpt_jax.data.prompts import QUESTIONS, needs
 from affectgpt_jax.data.prompts import question as prompts_question
@@ -115,7 +116,7 @@ def predict(
     batch: int | None = None,
     max_new: int | None = None,
     encoders: Encoders | None = None,
-    answerer: Callable[[Sequence[Query]], Sequence[Answer]] | None = None,
+    answerer: Callable[[Sequence[Query]], Sequence[Answer | Rejected]] | None = None,
 ) -> Iterator[Prediction | Failed]:
     """Ask one question about each of some clips.
 
@@ -167,7 +168,7 @@ def predict(
             Query(inputs.clip.path.stem, inputs.clip.subtitle, question, found)
             for inputs, found in zip(good, features, strict=True)
         ]
-        answers = iter(zip(good, _answer(answerer, queries), strict=True))
+        answers = iter(zip(good, answerer(queries) if queries else (), strict=True))
         share = (time.perf_counter() - started) / max(len(good), 1)
         for inputs in read_clips:
             yield inputs if isinstance(inputs, Failed) else _outcome(run, question, max_new, share, *next(answers))
@@ -289,25 +290,12 @@ def _encode(
     return features
 
 
-def _answer(answerer: Callable[[Sequence[Query]], Sequence[Answer]], queries: Sequence[Query]) -> list[Answer | str]:
-    """Answers, or why there is none; a query that cannot be asked is found by halving its batch."""
-    if not queries:
-        return []
-    try:
-        return list(answerer(queries))
-    except UserError as error:
-        if len(queries) == 1:
-            return [str(error)]
-        half = len(queries) // 2
-        return [*_answer(answerer, queries[:half]), *_answer(answerer, queries[half:])]
-
-
 def _outcome(
-    run: Run, question: str, max_new: int, share: float, inputs: _Inputs, answer: Answer | str
+    run: Run, question: str, max_new: int, share: float, inputs: _Inputs, answer: Answer | Rejected
 ) -> Prediction | Failed:
     clip = inputs.clip
-    if isinstance(answer, str):
-        return Failed(str(clip.path), answer)
+    if isinstance(answer, Rejected):
+        return Failed(str(clip.path), answer.reason)
     cut = f"cut off after {max_new} tokens" if answer.tokens >= max_new else ""
     return Prediction(
         clip=str(clip.path),

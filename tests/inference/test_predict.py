@@ -11,6 +11,7 @@ import pytest
 
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.data.clips import ClipFiles
+from affectgpt_jax.data.examples import Rejected
 from affectgpt_jax.data.prompts import QUESTIONS
 from affectgpt_jax.data.shard_schema import parse_stream
 from affectgpt_jax.data.shards import open_corpus
@@ -43,18 +44,20 @@ class FlatEncoders:
 
 
 class Oracle:
-    """Answers with labels; refuses samples of some names, as the real one does before it generates anything."""
+    """Answers with labels; refuses samples of some names."""
 
     def __init__(self, refused: Sequence[str] = ()) -> None:
         self.queries: list[Query] = []
         self.refused = refused
 
-    def __call__(self, queries: Sequence[Query]) -> list[Answer]:
-        for query in queries:
-            if query.name in self.refused:
-                raise UserError(f"{query.name} cannot be asked")
+    def __call__(self, queries: Sequence[Query]) -> list[Answer | Rejected]:
         self.queries += queries
-        return [Answer(query.name, f"It sounds like {query.name}.", ["calm"], (), 5) for query in queries]
+        return [
+            Rejected(query.name, "cannot be asked")
+            if query.name in self.refused
+            else Answer(query.name, f"It sounds like {query.name}.", ["calm"], (), 5)
+            for query in queries
+        ]
 
 
 def fake_run(config: RunConfig) -> Run:
@@ -141,7 +144,7 @@ def test_bad_clips_stop_nothing(run: Run, clip: Callable[..., Path], tmp_path: P
     assert "no media file" in reasons["text.mp4"]
     assert reasons["nowhere.mp4"] == "there is no such file"
     assert "bad_faces.npy: face crops must be uint8 [n, height, width, 3]" in reasons["bad_faces.mp4"]
-    assert reasons["refused.mp4"] == "refused cannot be asked"
+    assert reasons["refused.mp4"] == "cannot be asked"
     assert "folder without a clip" in reasons[tmp_path.name]
     for outcome in outcomes:
         json.dumps(outcome.record())
