@@ -37,8 +37,8 @@ class Checkpoints:
         self.folder = folder.resolve()
         try:
             if keep is None:
-                options = ocp.CheckpointManagerOptions(read_only=True, create=False)
                 with _without_warnings():
+                    options = ocp.CheckpointManagerOptions(read_only=True, create=False)
                     self._manager = ocp.CheckpointManager(self.folder, options=options)
             else:
                 self.folder.mkdir(parents=True, exist_ok=True)

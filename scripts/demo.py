@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from affectgpt_jax.cli.evaluate import SHOWN
+
 FOLDER = Path("runs/demo")
 CLIPS = {"train": 1200, "validation": 60, "test": 240}
 ENVIRONMENT = {
@@ -53,15 +55,14 @@ def compare(prefusions: list[str]) -> None:
         folder = FOLDER.parent / f"demo-{prefusion}"
         words = [f"model.prefusion={prefusion}", f"name=demo-{prefusion}", f"train.output={folder}"]
         if prefusion == "none":
-            words.append("model.mode=audio_face_text")
+            words.append("model.mode=face")
         stage(f"training, pre-fusion {prefusion}", "train", "demo", *words)
         stage(f"scores, pre-fusion {prefusion}", "evaluate", str(folder), "--plain")
         scores = next(iter(json.loads((folder / "scores.json").read_text())["scores"].values()))
         rows.append((prefusion, scores))
-    names = list(rows[0][1])
-    print("\n" + f"{'pre-fusion':<12}" + "".join(f"{name.replace('_', ' '):>24}" for name in names))
+    print("\n" + f"{'pre-fusion':<12}" + "".join(f"{title:>24}" for title in SHOWN.values()))
     for prefusion, scores in rows:
-        cells = (f"{scores[n]['value']:.3f} [{scores[n]['low']:.3f}, {scores[n]['high']:.3f}]" for n in names)
+        cells = (f"{scores[n]['value']:.3f} [{scores[n]['low']:.3f}, {scores[n]['high']:.3f}]" for n in SHOWN)
         print(f"{prefusion:<12}" + "".join(f"{cell:>24}" for cell in cells))
 
 

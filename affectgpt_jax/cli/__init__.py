@@ -10,8 +10,8 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from affectgpt_jax.cache import cache_folder
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.version import __version__
 
@@ -69,6 +69,5 @@ def set_environment() -> None:
     Only environment variables that are not set yet; a command that never loads these libraries pays nothing.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "affectgpt_jax" / "jax"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

@@ -117,7 +117,7 @@ def print_tables(found: "Evaluation", table: str, clips: int) -> None:
     from rich.table import Table
 
     console = Console(soft_wrap=True)
-    shown = Table(title=f"{clips} clips, words grouped by {table}, 95 % intervals", box=SIMPLE_HEAD)
+    shown = Table(title=f"{clips} clips, words grouped by {table}, 95 % intervals", box=SIMPLE_HEAD, pad_edge=False)
     shown.add_column("condition", no_wrap=True)
     for title in SHOWN.values():
         shown.add_column(title, justify="right", no_wrap=True)
@@ -126,7 +126,7 @@ def print_tables(found: "Evaluation", table: str, clips: int) -> None:
         shown.add_row(condition, *(f"{s['value']:.3f} [{s['low']:.2f}, {s['high']:.2f}]" for s in chosen))
     console.print(shown)
     if found.by_need:
-        needs = Table(title="hit rate on the clips that need a modality", box=SIMPLE_HEAD)
+        needs = Table(title="hit rate on the clips that need a modality", box=SIMPLE_HEAD, pad_edge=False)
         needs.add_column("condition", no_wrap=True)
         for modality, entry in found.by_need.items():
             needs.add_column(f"need {modality} ({entry['clips']})", justify="right")

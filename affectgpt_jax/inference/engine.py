@@ -33,7 +33,7 @@ class Answers(NamedTuple):
     """Generated ids, the tokens of the stop sequence included."""
 
     ids: Int[Array, "B R"]
-    lengths: Int[Array, "B"]
+    lengths: Int[Array, " B"]
 
 
 class Progress(NamedTuple):
@@ -41,12 +41,12 @@ class Progress(NamedTuple):
 
     cache: Cache
     ids: Int[Array, "B R"]
-    lengths: Int[Array, "B"]
-    done: Bool[Array, "B"]
-    last: Int[Array, "B"]
+    lengths: Int[Array, " B"]
+    done: Bool[Array, " B"]
+    last: Int[Array, " B"]
 
 
-def ends(ids: Int[Array, "B R"], count: Int[Array, ""], stop: StopSequences) -> Bool[Array, "B"]:
+def ends(ids: Int[Array, "B R"], count: Int[Array, ""], stop: StopSequences) -> Bool[Array, " B"]:
     """Rows whose first `count` ids end in one of the stop sequences."""
     found = jnp.zeros(ids.shape[0], bool)
     for sequence in stop:

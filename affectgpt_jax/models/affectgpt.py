@@ -145,7 +145,9 @@ class AffectGPT(nn.Module):
         hidden, cache = self.decoder.prefill(embeds, used, ring=ring)
         return self.decoder.logits(hidden), cache
 
-    def step(self, ids: Int[Array, "B"], positions: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+    def step(
+        self, ids: Int[Array, " B"], positions: Int[Array, " B"], cache: Cache
+    ) -> tuple[Float[Array, "B V"], Cache]:
         """Read one token a row; returns next-token logits and the new cache."""
         hidden, cache = self.decoder.step(ids, positions, cache)
         return self.decoder.logits(hidden), cache

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from affectgpt_jax.config.networks import VisionConfig
@@ -25,7 +26,7 @@ class VisionLayer(nn.Module):
     """Pre-norm transformer layer."""
 
     config: VisionConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: Float[Array, "N T D"], state: None = None) -> tuple[Float[Array, "N T D"], None]:
@@ -47,7 +48,7 @@ class VisionTower(nn.Module):
     """`get_image_features` of CLIP: projected class token, not normalised to unit length (QUIRKS 9)."""
 
     config: VisionConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         c = self.config

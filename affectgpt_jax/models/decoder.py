@@ -184,7 +184,9 @@ class Decoder(nn.Module):
         )
         return self.final_norm(h), cache
 
-    def step(self, ids: Int[Array, "B"], positions: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B D"], Cache]:
+    def step(
+        self, ids: Int[Array, " B"], positions: Int[Array, " B"], cache: Cache
+    ) -> tuple[Float[Array, "B D"], Cache]:
         """Read one token a row.
 
         Args:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from affectgpt_jax.config.networks import HubertConfig
@@ -25,7 +26,7 @@ class ConvFrontEnd(nn.Module):
     """Strided convolutions over the waveform, each with GELU; norm over channels, or over time in the first only."""
 
     config: HubertConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, wave: Float[Array, "N S"]) -> Float[Array, "N T C"]:
@@ -46,7 +47,7 @@ class HubertLayer(nn.Module):
     """Transformer layer: norms before the blocks ("stable layer norm") or after them."""
 
     config: HubertConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: Float[Array, "N T D"], state: None = None) -> tuple[Float[Array, "N T D"], Array]:
@@ -78,7 +79,7 @@ class Hubert(nn.Module):
     """HuBERT with the pooling AffectGPT uses: mean of the last four hidden states, then of time (QUIRKS 5)."""
 
     config: HubertConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         c = self.config

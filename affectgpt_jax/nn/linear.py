@@ -1,9 +1,8 @@
 """Dense layers with optional low-rank adapters, embeddings and projections."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from affectgpt_jax.config.networks import LoraConfig
@@ -22,7 +21,7 @@ class Dense(nn.Module):
     features: int
     bias: bool = True
     lora: LoraConfig | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     stddev: float = 0.02
 
     @nn.compact
@@ -47,7 +46,7 @@ class Embedding(nn.Module):
 
     count: int
     features: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     stddev: float = 0.02
 
     def setup(self) -> None:

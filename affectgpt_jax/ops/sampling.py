@@ -52,7 +52,7 @@ def filter_logits(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Floa
     return logits
 
 
-def choose(keys: Array, logits: Float[Array, "B V"], how: Sampling) -> Int[Array, "B"]:
+def choose(keys: Array, logits: Float[Array, "B V"], how: Sampling) -> Int[Array, " B"]:
     """One token a row.
 
     Args:

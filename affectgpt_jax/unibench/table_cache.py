@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from affectgpt_jax.cache import cache_folder
 from affectgpt_jax.unibench.lexicon import small_table
 from affectgpt_jax.unibench.official import (
     FILES,
@@ -27,13 +28,6 @@ from affectgpt_jax.unibench.wheel import LEVELS, RULESETS, Grouping, WheelTable
 
 _LAYOUT = b"emotion table 1"
 """Part of the hash: raise the number when the rules or this file's layout change."""
-
-
-def default_cache_dir() -> Path:
-    """`$AFFECTGPT_CACHE_DIR`, else `affectgpt` under `$XDG_CACHE_HOME` or `~/.cache`."""
-    if named := os.environ.get("AFFECTGPT_CACHE_DIR"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "affectgpt"
 
 
 def load_table(wheel_dir: str | Path | None = None, cache_dir: Path | None = None) -> WheelTable:
@@ -66,7 +60,7 @@ def load_official(folder: Path, cache_dir: Path | None = None) -> WheelTable:
     """
     files = read_files(folder)
     fingerprint = content_hash(files)
-    path = (cache_dir or default_cache_dir()) / f"wheels-{fingerprint[:32]}.npz"
+    path = (cache_dir or cache_folder()) / f"wheels-{fingerprint[:32]}.npz"
     changed = changed_files(files)
     name = "official wheels" if not changed else f"official wheels, edited: {', '.join(changed)}"
     table = _read(path, name, fingerprint)

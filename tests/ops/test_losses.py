@@ -13,10 +13,10 @@ from affectgpt_jax.ops.losses import TargetLoss, cross_entropy, target_loss
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 
 RANDOM = np.random.default_rng(0)
-HEAD = RANDOM.normal(size=(6, 11)).astype(np.float32)
-HIDDEN = RANDOM.normal(size=(3, 10, 6)).astype(np.float32)
-IDS = RANDOM.integers(0, 11, (3, 10))
-WEIGHTS = (RANDOM.uniform(0.2, 2, (3, 10)) * (RANDOM.random((3, 10)) < 0.7)).astype(np.float32)
+HEAD = jnp.asarray(RANDOM.normal(size=(6, 11)), jnp.float32)
+HIDDEN = jnp.asarray(RANDOM.normal(size=(3, 10, 6)), jnp.float32)
+IDS = jnp.asarray(RANDOM.integers(0, 11, (3, 10)))
+WEIGHTS = jnp.asarray(RANDOM.uniform(0.2, 2, (3, 10)) * (RANDOM.random((3, 10)) < 0.7), jnp.float32)
 
 
 @jax.jit

@@ -11,9 +11,9 @@ from affectgpt_jax.ops.norms import layer_norm, rms_norm
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 
 RANDOM = np.random.default_rng(0)
-X = (3 * RANDOM.normal(size=(2, 7, 12)) + 1).astype(np.float32)
-SCALE = RANDOM.normal(size=12).astype(np.float32)
-BIAS = RANDOM.normal(size=12).astype(np.float32)
+X = jnp.asarray(3 * RANDOM.normal(size=(2, 7, 12)) + 1, jnp.float32)
+SCALE = jnp.asarray(RANDOM.normal(size=12), jnp.float32)
+BIAS = jnp.asarray(RANDOM.normal(size=12), jnp.float32)
 
 
 @pytest.mark.parametrize("eps", [1e-12, 1e-5, 0.5])

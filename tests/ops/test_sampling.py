@@ -10,7 +10,7 @@ from affectgpt_jax.ops.sampling import GREEDY, Sampling
 
 choose = jax.jit(ops.choose, static_argnames="how")
 filter_logits = jax.jit(ops.filter_logits, static_argnames=("top_k", "top_p"))
-penalise_repeats = jax.jit(ops.penalise_repeats)
+penalise_repeats = jax.jit(ops.penalise_repeats, static_argnames="penalty")
 
 VOCAB = 40
 LOGITS = (3 * np.random.default_rng(0).normal(size=(64, VOCAB))).astype(np.float32)
@@ -37,8 +37,8 @@ def test_penalty() -> None:
     processor = transformers.RepetitionPenaltyLogitsProcessor(penalty=1.3)
     expected = processor(torch.from_numpy(earlier[:, :6]), torch.from_numpy(LOGITS.copy()))
     used = np.broadcast_to(np.arange(9) < 6, earlier.shape)
-    np.testing.assert_allclose(penalise_repeats(LOGITS, earlier, used, 1.3), expected, rtol=1e-6)
-    np.testing.assert_array_equal(penalise_repeats(LOGITS, earlier, np.zeros_like(used), 1.3), LOGITS)
+    np.testing.assert_allclose(penalise_repeats(LOGITS, earlier, used, penalty=1.3), expected, rtol=1e-6)
+    np.testing.assert_array_equal(penalise_repeats(LOGITS, earlier, np.zeros_like(used), penalty=1.3), LOGITS)
 
 
 @pytest.mark.parametrize("top_p", [0.0, 1e-9])

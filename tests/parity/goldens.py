@@ -38,6 +38,11 @@ def settings() -> list[str]:
     return sorted(path.stem for path in MODELS.glob("*.json") if "setting" in json.loads(path.read_text()))
 
 
+def on_device(tree: Any) -> Any:
+    """Host arrays as jax's."""
+    return jax.tree.map(jnp.asarray, tree)
+
+
 @cache
 def arrays(name: str) -> dict[str, np.ndarray]:
     with np.load(MODELS / f"{name}.npz") as file:
@@ -108,7 +113,7 @@ def model_params(g: Golden, trained: dict[str, np.ndarray] | None = None) -> dic
     top = {path: leaf for path, leaf in abstract.items() if adapter(path)}
     trained = g.group("w/") if trained is None else trained
     flat = paths(read_tree(DECODER, nest(base), base_weights("qwen/"), "base weights"))
-    return nest(flat | paths(read_tree(TRAINED, nest(top), trained, g.name)))
+    return on_device(nest(flat | paths(read_tree(TRAINED, nest(top), trained, g.name))))
 
 
 @cache
@@ -117,13 +122,13 @@ def vision() -> tuple[VisionTower, Any]:
     tower = VisionTower(VisionConfig.from_hf(config))
     size = tower.config.image_size
     abstract = shapes(tower, jnp.zeros((1, size, size, 3)))
-    return tower, read_tree(CLIP, abstract, base_weights("clip/"), "clip")
+    return tower, on_device(read_tree(CLIP, abstract, base_weights("clip/"), "clip"))
 
 
 def audio_tower(config: dict[str, Any], weights: dict[str, np.ndarray]) -> tuple[Hubert, Any]:
     tower = Hubert(HubertConfig.from_hf(config))
     abstract = shapes(tower, jnp.zeros((1, 1000)))
-    return tower, read_tree(HUBERT, abstract, HubertTensors(weights), "hubert")
+    return tower, on_device(read_tree(HUBERT, abstract, HubertTensors(weights), "hubert"))
 
 
 @cache
@@ -131,11 +136,11 @@ def audio() -> tuple[Hubert, Any]:
     return audio_tower(base_configs()["hubert"], base_weights("hubert/"))
 
 
-def encoder_features(g: Golden) -> dict[str, np.ndarray]:
+def encoder_features(g: Golden) -> dict[str, jax.Array]:
     """The reference's encoder outputs, [b, t, width] by stream."""
     names = {"face": "out/visual_encoder_face", "frame": "out/visual_encoder_frame"}
     names |= {"image": "out/visual_encoder_image", "audio": "out/acoustic_encoder"}
-    return {stream: g.data[key] for stream, key in names.items() if key in g.data}
+    return {stream: jnp.asarray(g.data[key]) for stream, key in names.items() if key in g.data}
 
 
 def soft_index(g: Golden, ids: np.ndarray) -> np.ndarray:
@@ -163,7 +168,7 @@ def batch(g: Golden) -> Batch:
         target[row, : len(where)] = labels[row, where]
         weight[row, : len(where)] = 1.0
     features = {stream: x[:, None] for stream, x in encoder_features(g).items()}
-    return Batch(
+    host = Batch(
         tokens=ids.astype(np.int32),
         segment_ids=mask.astype(np.int32),
         positions=np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape),
@@ -174,3 +179,4 @@ def batch(g: Golden) -> Batch:
         features=features,
         present={stream: np.ones(x.shape[:2], bool) for stream, x in features.items()},
     )
+    return on_device(host)

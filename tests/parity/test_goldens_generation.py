@@ -23,9 +23,9 @@ def prompt(g, index: int, pad: int) -> Prompts:
             tower, params = goldens.audio()
             clips = g.data["in/raw_audios"][index, :, 0]
             clips = (clips - clips.mean()) / np.sqrt(clips.var() + 1e-7)
-            features[stream] = np.asarray(tower.apply({"params": params}, clips))[None, None]
+            features[stream] = np.asarray(tower.apply({"params": params}, jnp.asarray(clips)))[None, None]
         else:
-            features[stream] = x[index][None, None]
+            features[stream] = np.asarray(x[index])[None, None]
     return Prompts(
         tokens=np.pad(ids, ((0, 0), (0, pad))).astype(np.int32),
         soft_index=np.pad(goldens.soft_index(g, ids), ((0, 0), (0, pad))),
@@ -36,7 +36,7 @@ def prompt(g, index: int, pad: int) -> Prompts:
 
 
 def stack(prompts: list[Prompts]) -> Prompts:
-    return jax.tree.map(lambda *x: np.concatenate(x), *prompts)
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *prompts)
 
 
 @pytest.mark.parametrize("name", goldens.settings())

@@ -77,7 +77,9 @@ def test_stages_and_gradients(heads: int, feature_width: int) -> None:
     @jax.jit
     def compute(params: Any) -> Any:
         def loss(params: Any) -> Any:
-            start, stages = net.apply({"params": params["fusion"]["video"]["qformer"]}, features, method="stages")
+            start, stages = net.apply(
+                {"params": params["fusion"]["video"]["qformer"]}, jnp.asarray(features), method="stages"
+            )
             return jnp.sum(stages.output[-1] * cotangent), (start, stages)
 
         return jax.grad(loss, has_aux=True)(params)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -84,7 +85,7 @@ def text_model(config: dict[str, Any], tensors: Any, lora: LoraConfig) -> tuple[
     abstract = paths(shapes(model, method="initialise"))
     base = {path: leaf for path, leaf in abstract.items() if path.startswith("decoder") and "lora" not in path}
     adapters = {path: leaf for path, leaf in abstract.items() if "lora" in path}
-    return model, read_tree(DECODER, nest(base), tensors, "qwen2"), nest(adapters)
+    return model, jax.tree.map(jnp.asarray, read_tree(DECODER, nest(base), tensors, "qwen2")), nest(adapters)
 
 
 def text_batch(rows: list[list[np.ndarray]]) -> Batch:
@@ -236,7 +237,7 @@ def test_packed_soft_tokens() -> None:
     model = AffectGPT(config)
     random = np.random.default_rng(6)
     abstract = shapes(model, method="initialise")
-    params = jax.tree.map(lambda x: random.normal(0, 0.2, x.shape).astype(np.float32), abstract)
+    params = jax.tree.map(lambda x: jnp.asarray(random.normal(0, 0.2, x.shape), jnp.float32), abstract)
     trainable, frozen = split(config, params, ("^fusion/", "lora"))
 
     separate, packed = SEPARATE, PACKED

@@ -1,0 +1,69 @@
+"""Every command of the README runs as it stands there, at a size that a test can afford."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from affectgpt_jax.cli import main
+from tests.conftest import ROOT, reference_folder
+
+SMALLER = {
+    "synth": ["--train", "10", "--validation", "4", "--test", "6"],
+    "towers": ["--clips", "12", "--held-out", "8", "--steps", "2", "--workers", "1"],
+    "train": ["train.steps=2", "train.rows=2", "train.checkpoint_every=2"],
+}
+"""Options that come last and so win."""
+
+
+def commands(program: str) -> list[list[str]]:
+    """Lines of the README's code that call a program, without comments."""
+    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    inline = re.findall(r"`((?:affectgpt|make|pip) [^`]+)`", (ROOT / "README.md").read_text())
+    lines = [line for block in blocks for line in block.splitlines()] + inline
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words[:1] == [program]]
+
+
+def test_the_demo_step_by_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen = set()
+    for _, name, *words in commands("affectgpt"):
+        if name in ("score", "wheel"):
+            continue
+        if name == "predict":
+            clips = sorted(Path("runs/demo/corpus/video").glob("*.mp4"))
+            words = [word.replace("runs/demo/corpus/video/CLIP.mp4", str(clips[-1])) for word in words]
+        assert main([name, *words, *SMALLER.get(name, [])]) == 0, (name, words, capsys.readouterr().err)
+        seen.add(name)
+    assert seen == {"synth", "towers", "prepare", "train", "evaluate", "predict", "report"}
+    for file in ("report.html", "scores.json", "answers.jsonl", "config.yaml", "metrics.jsonl"):
+        assert (tmp_path / "runs" / "demo" / file).is_file(), file
+
+
+def test_scoring(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = reference_folder("AFFECTGPT_UNIBENCH", "../shared/unibench")
+    places = {
+        "PREDICTIONS": str(folder / "predictions" / "meld"),
+        "LABELS": str(folder / "labels" / "meld-process"),
+        "WHEELS": str(folder / "emotion_wheel"),
+    }
+    for _, name, *words in commands("affectgpt"):
+        if name in ("score", "wheel"):
+            extra = ["--wheel-dir", places["WHEELS"]] if name == "wheel" else []
+            assert main([name, *(places.get(word, word) for word in words), *extra]) == 0
+    assert "55.65" in capsys.readouterr().out
+
+
+def test_make_and_pip() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {target for _, *words in commands("make") for target in words} <= set(targets)
+    assert len(commands("make")) >= 2
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for _, verb, *words in commands("pip"):
+        assert verb == "install"
+        asked = re.findall(r"\[(.*)\]", words[-1])
+        assert {extra for group in asked for extra in group.split(",")} <= set(extras)
