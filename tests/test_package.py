@@ -53,7 +53,7 @@ def test_usage_errors_are_one_line(tmp_path: Path) -> None:
 def test_an_installed_wheel_trains_outside_the_clone(tmp_path: Path) -> None:
     """Build the wheel, unpack it elsewhere, and train two steps there with the shipped config as base."""
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path / "dist"), str(ROOT)],
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)],
         check=True,
         capture_output=True,
     )

@@ -136,6 +136,17 @@ def audio() -> tuple[Hubert, Any]:
     return audio_tower(base_configs()["hubert"], base_weights("hubert/"))
 
 
+@cache
+def _jitted_audio() -> Any:
+    tower, params = audio()
+    return jax.jit(lambda x: tower.apply({"params": params}, x))
+
+
+def encode_audio(clips: np.ndarray) -> jax.Array:
+    """Features [n, width] of clips [n, samples] by the tower all settings share, compiled once a shape."""
+    return _jitted_audio()(clips)
+
+
 def encoder_features(g: Golden) -> dict[str, jax.Array]:
     """The reference's encoder outputs, [b, t, width] by stream."""
     names = {"face": "out/visual_encoder_face", "frame": "out/visual_encoder_frame"}

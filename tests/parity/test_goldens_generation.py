@@ -20,10 +20,9 @@ def prompt(g, index: int, pad: int) -> Prompts:
     features = {}
     for stream, x in goldens.encoder_features(g).items():
         if stream == "audio":
-            tower, params = goldens.audio()
             clips = g.data["in/raw_audios"][index, :, 0]
             clips = (clips - clips.mean()) / np.sqrt(clips.var() + 1e-7)
-            features[stream] = np.asarray(tower.apply({"params": params}, jnp.asarray(clips)))[None, None]
+            features[stream] = np.asarray(goldens.encode_audio(clips))[None, None]
         else:
             features[stream] = np.asarray(x[index])[None, None]
     return Prompts(
@@ -48,18 +47,21 @@ def test_greedy(name):
     lengths = [len(g.data[f"gen{i}/input_ids"]) for i in range(count)]
     batch = stack([prompt(g, i, max(lengths) + 3 - lengths[i]) for i in range(count)])
 
-    embeds = g.model.apply(
-        {"params": params}, batch.tokens, batch.soft_index, batch.features, batch.present, method="inputs_embeds"
-    )
+    steps = len(g.data["gen0/ids_20"])
+
+    @jax.jit
+    def prefill(b):
+        inputs = b.tokens, b.soft_index, b.features, b.present
+        embeds = g.model.apply({"params": params}, *inputs, method="inputs_embeds")
+        return embeds, *g.model.apply({"params": params}, *b, ring=steps, method="prefill")
+
+    embeds, logits, cache = prefill(batch)
     for i in range(count):
         expected = g.data[f"gen{i}/inputs_embeds"][0]
         np.testing.assert_allclose(embeds[i, : lengths[i]], expected, atol=1e-4, rtol=1e-5)
 
     # The cache gives the logits of the full forward pass at every step.
-    steps = len(g.data["gen0/ids_20"])
-    prefill = jax.jit(lambda *x: g.model.apply({"params": params}, *x, ring=steps, method="prefill"))
     step = jax.jit(lambda *x: g.model.apply({"params": params}, *x, method="step"))
-    logits, cache = prefill(*batch)
     for at in range(steps):
         if at:
             ids = jnp.asarray([g.data[f"gen{i}/ids_20"][at - 1] for i in range(count)], jnp.int32)

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,8 +20,9 @@ from affectgpt_jax.inference.runs import Run, open_run, open_shards
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.training.loop import train
 from affectgpt_jax.unibench.lexicon import small_table
-from affectgpt_jax.weights.initial import resolve
+from affectgpt_jax.weights.initial import parameter_shapes, resolve
 from affectgpt_jax.weights.table import paths
+from tests.inference.clip_run import random_tree
 from tests.tiny_run import make_tiny, tiny_config
 
 
@@ -36,8 +36,7 @@ class RunParts:
 
     def __init__(self, config: RunConfig) -> None:
         self.config, self.tokenizer = resolve(config)
-        model = AffectGPT(self.config.model)
-        self.params = model.init(jax.random.key(0), method="initialise")["params"]
+        self.params = random_tree(parameter_shapes(AffectGPT(self.config.model)), seed=0)
 
     def answerer(self, **changes: object) -> Answerer:
         """What answers, with changes to the model's config."""
