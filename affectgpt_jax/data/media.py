@@ -198,7 +198,8 @@ def _packets(path: Path, kind: Literal["video", "audio"]) -> Iterator[av.Packet]
     """
     with av.open(str(path)) as container:
         last = [stream.index_entries[-1] for stream in container.streams if len(stream.index_entries)]
-        if any(entry.pos + entry.size > container.size for entry in last):
+        size = container.size
+        if size is not None and any(entry.pos + entry.size > size for entry in last):
             raise MediaError(path, "is cut short: its index points past its end")
         stream = container.streams.best(kind)
         cover_art = stream is not None and stream.disposition & av.stream.Disposition.attached_pic

@@ -73,7 +73,7 @@ def voice_lesson(specs: Sequence[ClipSpec], views: int, on_clip: Callable[[], No
     """
     inputs = []
     for spec in specs:
-        samples = np.floor(render_sound(spec) * _STEPS) / _STEPS  # what is left in a wave file
+        samples = (np.floor(render_sound(spec) * _STEPS) / _STEPS).astype(np.float32)  # what is left in a wave file
         inputs.append(normalise_audio(audio_clips(samples, clips=SEEN, compat="reference"))[_chosen(views)])
         on_clip()
     rows = [attributes(spec) for spec in specs]
