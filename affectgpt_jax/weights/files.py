@@ -1,14 +1,16 @@
-"""Reading tensors from Hugging Face folders: safetensors, one file or sharded with an index."""
+"""Hugging Face folders: safetensors, one file or sharded with an index, read and written tensor by tensor."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401  # makes numpy know bfloat16, the type of most published decoders
+import ml_dtypes  # makes numpy know bfloat16, the type of most published decoders
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from affectgpt_jax.errors import UserError
 
@@ -16,8 +18,42 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
-class SafetensorsFolder(Mapping[str, np.ndarray]):
-    """Tensors of a folder by name, each read when it is asked for."""
+_TYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_CODES = {dtype: code for code, dtype in _TYPES.items()}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file. `tensor[index]` reads a part of it, `np.asarray(tensor)` all."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        # The file is mapped into memory; closing it after each read lets those pages go.
+        with _open(self.file) as file:
+            if index is Ellipsis or index == () or self.shape == ():
+                return file.get_tensor(self.name)
+            return file.get_slice(self.name)[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self[...]
+        return array if dtype is None else array.astype(dtype)
+
+
+class SafetensorsFolder(Mapping[str, Any]):
+    """Tensors of a folder by name (`StoredTensor`), each read when it is asked for."""
 
     def __init__(self, folder: str | Path) -> None:
         """Open a folder.
@@ -35,7 +71,7 @@ class SafetensorsFolder(Mapping[str, np.ndarray]):
             if lost:
                 raise UserError(f"{self.folder}: shards named in {INDEX} are missing: {', '.join(lost)}")
         elif (self.folder / SINGLE).is_file():
-            with self._open(SINGLE) as file:
+            with _open(self.folder / SINGLE) as file:
                 self._file_of = dict.fromkeys(file.keys(), SINGLE)
         else:
             raise UserError(
@@ -43,15 +79,24 @@ class SafetensorsFolder(Mapping[str, np.ndarray]):
                 "safetensors weights"
             )
 
-    def _open(self, file: str) -> Any:
-        try:
-            return safe_open(self.folder / file, framework="numpy")
-        except Exception as error:  # the library raises its own types for truncated and foreign files
-            raise UserError(f"{self.folder / file}: not a readable safetensors file ({error})") from error
+        self._tensors: dict[str, StoredTensor] = {}
+        for file in sorted(set(self._file_of.values())):
+            self._read_header(file)
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        with self._open(self._file_of[name]) as file:
-            return file.get_tensor(name)
+    def _read_header(self, file: str) -> None:
+        path = self.folder / file
+        with _open(path) as opened:
+            held = set(opened.keys())
+            for name in (name for name, where in self._file_of.items() if where == file):
+                if name not in held:
+                    raise UserError(f"{path} does not hold {name}, which {INDEX} says it does; fetch the folder again")
+                part = opened.get_slice(name)
+                if (code := part.get_dtype()) not in _TYPES:
+                    raise UserError(f"{path}: {name} has type {code}; known are {', '.join(_TYPES)}")
+                self._tensors[name] = StoredTensor(path, name, tuple(part.get_shape()), _TYPES[code])
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        return self._tensors[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
@@ -60,14 +105,21 @@ class SafetensorsFolder(Mapping[str, np.ndarray]):
         return len(self._file_of)
 
 
-class Renamed(Mapping[str, np.ndarray]):
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="numpy")
+    except Exception as error:  # the library raises its own types for truncated and foreign files
+        raise UserError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+
+
+class Renamed(Mapping[str, Any]):
     """Another mapping's tensors without a prefix of their names."""
 
-    def __init__(self, source: Mapping[str, np.ndarray], prefix: str) -> None:
+    def __init__(self, source: Mapping[str, Any], prefix: str) -> None:
         self._source = source
         self._names = {name.removeprefix(prefix): name for name in source}
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __getitem__(self, name: str) -> Any:
         return self._source[self._names[name]]
 
     def __iter__(self) -> Iterator[str]:
@@ -84,13 +136,13 @@ _SPELLINGS = (
 )
 
 
-class HubertTensors(Mapping[str, np.ndarray]):
+class HubertTensors(Mapping[str, Any]):
     """HuBERT's tensors with the weight norm of the positional convolution folded in, whichever way it is spelled.
 
     weight = g * v / |v|, the norm taken over the first two axes, g of shape [1, 1, kernel].
     """
 
-    def __init__(self, source: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, source: Mapping[str, Any]) -> None:
         self._source = source
         self._norm = next((pair for pair in _SPELLINGS if all(name in source for name in pair)), None)
         parts = {name for pair in _SPELLINGS for name in pair}
@@ -98,7 +150,7 @@ class HubertTensors(Mapping[str, np.ndarray]):
         if self._norm:
             self._names.append(f"{POSITION_CONV}.weight")
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __getitem__(self, name: str) -> Any:
         if self._norm and name == f"{POSITION_CONV}.weight":
             g, v = (np.asarray(self._source[part], np.float32) for part in self._norm)
             return g * v / np.sqrt(np.sum(np.square(v), axis=(0, 1), keepdims=True))
@@ -135,11 +187,75 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
+class Item(NamedTuple):
+    """A tensor to be written, made only when its turn comes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def write_shards(folder: Path, items: Sequence[Item], *, shard_bytes: int = 5 * 2**30) -> None:
+    """Write tensors as safetensors, holding one of them at a time: one file, or shards and their index.
+
+    The library can only write a file whose tensors are all in memory, so the format (a JSON header, then the bytes one
+    after another) is written here.
+
+    Args:
+      folder: where to; exists.
+      items: the tensors, in order.
+      shard_bytes: a file ends before it would grow beyond this; a larger tensor gets one of its own.
+
+    Raises:
+      UserError: a tensor comes out otherwise than announced.
+    """
+    shards: list[list[Item]] = [[]]
+    for item in items:
+        if shards[-1] and sum(other.bytes for other in shards[-1]) + item.bytes > shard_bytes:
+            shards.append([])
+        shards[-1].append(item)
+    if len(shards) == 1:
+        _write_file(folder / SINGLE, shards[0])
+        return
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        _write_file(folder / name, shard)
+    weight_map = {item.name: name for name, shard in zip(names, shards, strict=True) for item in shard}
+    index = {"metadata": {"total_size": sum(item.bytes for item in items)}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_file(path: Path, items: Sequence[Item]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for item in items:
+        header[item.name] = {
+            "dtype": _CODES[item.dtype],
+            "shape": list(item.shape),
+            "data_offsets": [start, start + item.bytes],
+        }
+        start += item.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for item in items:
+            array = np.asarray(item.read())
+            if array.shape != item.shape or array.dtype != item.dtype:
+                raise UserError(
+                    f"{path}: {item.name} came out as {array.dtype} {array.shape}, expected {item.dtype} {item.shape}"
+                )
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
 def write_folder(folder: str | Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
     """Write config.json and model.safetensors; the config comes last, so a folder without one is incomplete."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # The library writes the memory as it lies, so a transposed view would come out scrambled.
-    dense = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    save_file(dense, folder / SINGLE, metadata={"format": "pt"})
+    write_shards(folder, [Item(name, x.shape, x.dtype, partial(np.asarray, x)) for name, x in tensors.items()])
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -58,22 +58,24 @@ def initial_parameters(config: RunConfig, model: AffectGPT, shardings: Any) -> d
       shardings: a sharding for each parameter.
     """
 
+    places = paths(shardings)
+    fresh = {path: x for path, x in places.items() if not (config.weights.language and _is_base(path))}
+
     def init() -> Any:
         params = model.init(jax.random.key(config.train.seed), method="initialise")["params"]
-        dtype = jnp.dtype(config.model.decoder.dtype) if config.weights.language else jnp.float32
-        return nest({path: leaf.astype(dtype) if _is_base(path) else leaf for path, leaf in paths(params).items()})
+        return nest({path: leaf for path, leaf in paths(params).items() if path in fresh})
 
     # Run once: a CPU's compiler need not optimise it.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    params = jax.jit(init, out_shardings=shardings, compiler_options=quick)()
-    if not config.weights.language:
+    params = jax.jit(init, out_shardings=nest(fresh), compiler_options=quick)()
+    folder = config.weights.language
+    if not folder:
         return params
-    flat = paths(params)
-    base = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in flat.items() if _is_base(path)}
-    source = SafetensorsFolder(config.weights.language)
-    found = paths(read_tree(DECODER, nest(base), source, config.weights.language))
-    places = paths(shardings)
-    return nest(flat | {path: jax.device_put(x, places[path]) for path, x in found.items()})
+    dtype = jnp.dtype(config.model.decoder.dtype)
+    shapes = {path: x for path, x in paths(parameter_shapes(model)).items() if path not in fresh}
+    base = nest({path: jax.ShapeDtypeStruct(x.shape, dtype) for path, x in shapes.items()})
+    found = read_tree(DECODER, base, SafetensorsFolder(folder), folder, nest({path: places[path] for path in shapes}))
+    return nest(paths(params) | paths(found))
 
 
 def _is_base(path: str) -> bool:

@@ -6,6 +6,7 @@ row's name contains `{layer}`.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,21 @@ class Row(NamedTuple):
     def to_ours(self, array: np.ndarray, shape: Shape) -> np.ndarray:
         """The array in our layout."""
         return (array if self.order is None else array.transpose(self.order)).reshape(shape)
+
+    def read(self, tensor: Any, shape: Shape, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of our array, reading no more of theirs than it needs.
+
+        Args:
+          tensor: theirs; anything with `shape` of which `tensor[slices]` is an array.
+          shape: of our whole array.
+          index: a slice an axis of ours.
+        """
+        if len(tensor.shape) != len(shape) or self.unfold is not None:
+            return self.to_ours(np.asarray(tensor[...]), shape)[index]
+        if self.order is None:
+            return np.asarray(tensor[index])
+        theirs = tuple(index[ours] for ours in np.argsort(self.order))
+        return np.asarray(tensor[theirs]).transpose(self.order)
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
         """The array in the other layout."""
@@ -119,33 +135,74 @@ def logical_axes(table: Table, tree: Any) -> dict[str, Any]:
     return nest(flat)
 
 
-def read_tree(table: Table, shapes: Any, source: Mapping[str, np.ndarray], origin: str) -> dict[str, Any]:
-    """Fill a tree from named tensors, one at a time.
+def read_tree(
+    table: Table, shapes: Any, source: Mapping[str, Any], origin: str, shardings: Any = None
+) -> dict[str, Any]:
+    """Fill a tree from named tensors, a leaf at a time.
 
     Args:
       table: the network's table.
       shapes: the tree to fill, of anything with `shape` and `dtype` (`jax.eval_shape`).
-      source: tensors by their names there.
+      source: tensors by their names there; each has `shape`, and `tensor[slices]` is an array.
       origin: where they come from, for messages.
+      shardings: of each leaf. With them the leaves are jax arrays, made device by device from no more than the
+        device's own part; without, they are host arrays.
 
     Raises:
       UserError: names that are missing, unused or of another shape, all of them listed.
     """
+    places = _check_names(table, shapes, source, origin)
+    where = {} if shardings is None else paths(shardings)
+    flat: dict[str, Any] = {}
+    for path, leaf in paths(shapes).items():
+        read = partial(read_part, places[path], source, tuple(leaf.shape), leaf.dtype)
+        if shardings is None:
+            flat[path] = read(tuple(slice(0, size) for size in leaf.shape))
+        else:
+            flat[path] = jax.make_array_from_callback(leaf.shape, where[path], read)
+    return nest(flat)
+
+
+def read_part(
+    places: Sequence[tuple[str, Entry]], source: Mapping[str, Any], shape: Shape, dtype: Any, index: tuple[slice, ...]
+) -> np.ndarray:
+    """A part of one leaf.
+
+    Args:
+      places: its tensors, in the order of the layers where it is stacked.
+      source: tensors by their names there.
+      shape: the leaf's whole shape.
+      dtype: the leaf's type.
+      index: a slice an axis.
+    """
+    index = tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))
+    if places[0][1].layer is None:
+        ((name, entry),) = places
+        return entry.row.read(source[name], entry.shape, index).astype(dtype, order="C", copy=False)
+    layers, rest = range(shape[0])[index[0]], index[1:]
+    out = np.empty((len(layers), *(len(range(size)[part]) for part, size in zip(rest, shape[1:], strict=True))), dtype)
+    for slot, layer in enumerate(layers):
+        name, entry = places[layer]
+        out[slot] = entry.row.read(source[name], entry.shape, rest)
+    return out
+
+
+def _check_names(
+    table: Table, shapes: Any, source: Mapping[str, Any], origin: str
+) -> dict[str, list[tuple[str, Entry]]]:
+    """Compare names and shapes of both sides; the tensors of each leaf, by its path."""
     wanted = dict(entries(table, shapes))
     names = set(source)
     missing = sorted(set(wanted) - names)
     unused = sorted(name for name in names - set(wanted) if not re.fullmatch(table.ignored, name))
+    places: dict[str, list[tuple[str, Entry]]] = {}
     wrong = []
-    flat = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in paths(shapes).items()}
     for name, entry in wanted.items():
-        if name not in names:
-            continue
-        array, expected = np.asarray(source[name]), entry.row.their_shape(entry.shape)
-        if array.shape == expected:
-            place = ... if entry.layer is None else entry.layer
-            flat[entry.path][place] = entry.row.to_ours(array, entry.shape)
-        else:
-            wrong.append(f"{name}: {array.shape}, expected {expected}")
+        places.setdefault(entry.path, []).append((name, entry))
+        if name in names:
+            found, expected = tuple(source[name].shape), entry.row.their_shape(entry.shape)
+            if found != expected:
+                wrong.append(f"{name}: {found}, expected {expected}")
     problems = [("missing", missing), ("not used", unused), ("of another shape", wrong)]
     if any(found for _, found in problems):
         lines = [f"  {kind}: " + "\n    ".join(["", *found]) for kind, found in problems if found]
@@ -153,7 +210,7 @@ def read_tree(table: Table, shapes: Any, source: Mapping[str, np.ndarray], origi
             f"{origin} does not fit the {table.network} it was read for (is its config.json the right one?)\n"
             + "\n".join(lines)
         )
-    return nest(flat)
+    return places
 
 
 def write_tree(table: Table, tree: Any) -> Iterator[tuple[str, np.ndarray]]:

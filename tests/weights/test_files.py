@@ -7,7 +7,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from affectgpt_jax.config.networks import HubertConfig, VisionConfig
 from affectgpt_jax.errors import UserError
@@ -16,11 +16,13 @@ from affectgpt_jax.weights.files import (
     INDEX,
     SINGLE,
     HubertTensors,
+    Item,
     Renamed,
     SafetensorsFolder,
     read_config,
     split_position_conv,
     write_folder,
+    write_shards,
 )
 from affectgpt_jax.weights.networks import CLIP
 from affectgpt_jax.weights.table import write_tree
@@ -53,9 +55,39 @@ def test_folder(sharded: bool, tmp_path: Path) -> None:
     assert len(folder) == 3
     for name, tensor in TENSORS.items():
         assert folder[name].dtype == tensor.dtype
-        assert folder[name].tobytes() == tensor.tobytes()
+        assert folder[name].shape == tensor.shape
+        assert np.asarray(folder[name]).tobytes() == tensor.tobytes()
+        part = tuple(slice(1, size) for size in tensor.shape)
+        assert folder[name][part].tobytes() == tensor[part].tobytes()
     with pytest.raises(KeyError):
         folder["d.weight"]
+
+
+def test_shards_open_elsewhere(tmp_path: Path) -> None:
+    """Every file is one that the format's library opens; they fill up to the limit, and the index names them all."""
+    tensors = TENSORS | {"empty": np.zeros((0, 3), np.float32), "scalar": np.array(5, np.int64)}
+    items = [Item(name, x.shape, x.dtype, lambda x=x: x) for name, x in tensors.items()]
+    write_shards(tmp_path, items, shard_bytes=48)
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in tensors.values())
+    files = [index["weight_map"][name] for name in tensors]
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    assert files == [first, second, second, second, second]
+    found = load_file(tmp_path / first) | load_file(tmp_path / second)
+    assert set(found) == set(tensors)
+    for name, tensor in tensors.items():
+        assert found[name].shape == tensor.shape
+        assert found[name].tobytes() == tensor.tobytes()
+    bad = items[0]._replace(read=lambda: np.zeros((3, 4)))
+    with pytest.raises(UserError, match=r"a\.weight came out as float64 \(3, 4\), expected float32"):
+        write_shards(tmp_path, [bad])
+
+
+def test_an_index_that_lies(tmp_path: Path) -> None:
+    write_sharded(tmp_path)
+    save_file({"other": np.zeros(3)}, tmp_path / "model-2-of-3.safetensors")
+    with pytest.raises(UserError, match=r"model-2-of-3\.safetensors does not hold b\.weight"):
+        SafetensorsFolder(tmp_path)
 
 
 def test_missing_shards_are_named(tmp_path: Path) -> None:
