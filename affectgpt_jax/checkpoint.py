@@ -52,6 +52,11 @@ class Checkpoints:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
+    def holds(self, item: str, step: int | None = None) -> bool:
+        """Whether a checkpoint has an item; of the newest one when `step` is None."""
+        step = self.latest if step is None else step
+        return step is not None and (self.folder / str(step) / item).is_dir()
+
     def save(self, step: int, items: dict[str, Any], facts: dict[str, Any]) -> None:
         """Start saving; an error of the save before surfaces here.
 

@@ -1,10 +1,13 @@
 """Opening what a run needs and what it left behind: shards, layout, the trained model."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from affectgpt_jax.checkpoint import Checkpoints, targets
-from affectgpt_jax.config import RunConfig, load_config
+import jax
+from jax.sharding import Mesh
+
+from affectgpt_jax.checkpoint import Checkpoints
+from affectgpt_jax.config import RunConfig, load_config, save_config
 from affectgpt_jax.config.run import MeshConfig
 from affectgpt_jax.data.prompts import needs, soft_layout
 from affectgpt_jax.data.shard_schema import parse_stream
@@ -13,7 +16,8 @@ from affectgpt_jax.data.tokenizer import Tokenizer
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.sharding import make_mesh, parameter_shardings
-from affectgpt_jax.weights.initial import initial_parameters, parameter_shapes, resolve
+from affectgpt_jax.weights.initial import fresh_parameters, parameter_shapes, read_base, resolve
+from affectgpt_jax.weights.table import nest, paths
 from affectgpt_jax.weights.trainable import Tree, join, split
 
 
@@ -43,6 +47,25 @@ def open_shards(config: RunConfig, split_name: str, root: str | None = None, *, 
     return open_corpus(root, split_name, tuple(expect), expect=expect, verify=verify)
 
 
+class Trained(NamedTuple):
+    """What a run has learned, without the base model that it started from.
+
+    Attributes:
+      config: resolved; `weights.language` names the base, if there is one.
+      tokenizer: the run's.
+      params: every parameter that does not stand in the base's folder: what was trained, and what was made at the
+        start and never trained.
+      step: the checkpoint's.
+      source: where it comes from, for messages and reports.
+    """
+
+    config: RunConfig
+    tokenizer: Tokenizer
+    params: Tree
+    step: int
+    source: str
+
+
 class Run(NamedTuple):
     """A trained run, ready to answer."""
 
@@ -52,6 +75,65 @@ class Run(NamedTuple):
     model: AffectGPT
     params: Tree
     step: int
+
+
+UNTRAINED = "untrained"
+"""The checkpoint item for parameters that are neither trained nor in the base's folder nor made from the seed."""
+
+
+def open_trained(folder: str | Path, step: int | None = None, mesh: Mesh | None = None) -> Trained:
+    """Read a run's checkpoint, but not its base model.
+
+    Args:
+      folder: run folder.
+      step: which checkpoint; the newest when None.
+      mesh: where the parameters shall lie; this machine's devices by default.
+
+    Raises:
+      UserError: no run there, or no such checkpoint.
+    """
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is not a run folder: it has no config.yaml; train first, or name another folder")
+    config, tokenizer = resolve(load_config(folder / "config.yaml"))
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder} has no checkpoints yet; let it train up to its first one")
+    model = AffectGPT(config.model)
+    shardings = parameter_shardings(mesh or make_mesh(MeshConfig()), parameter_shapes(model))
+    fresh = fresh_parameters(config, model, shardings)
+    trainable, rest = split(config.model, _abstract(model, shardings), config.train.trainable)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    wanted = {"params": trainable}
+    kept = set(paths(fresh)) - set(paths(trainable))
+    if checkpoints.holds(UNTRAINED, step):
+        wanted[UNTRAINED] = nest({path: leaf for path, leaf in paths(rest).items() if path in kept})
+    restored = checkpoints.restore(wanted, step)
+    checkpoints.close()
+    params = join(restored.items["params"], join(restored.items.get(UNTRAINED, {}), fresh))
+    return Trained(config, tokenizer, params, restored.step, str(folder))
+
+
+def write_run(trained: Trained, folder: Path) -> None:
+    """Write a run folder that evaluation, prediction and export open.
+
+    Args:
+      trained: what it holds.
+      folder: where to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(trained.config, folder / "config.yaml")
+    chosen, rest = split(trained.config.model, trained.params, trained.config.train.trainable)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    items = {"params": chosen, UNTRAINED: rest} if rest else {"params": chosen}
+    checkpoints.save(trained.step, jax.tree.map(jax.numpy.asarray, items), {"step": trained.step})
+    checkpoints.wait()
+    checkpoints.close()
+
+
+def _abstract(model: AffectGPT, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), parameter_shapes(model), shardings
+    )
 
 
 def open_run(folder: str | Path, step: int | None = None) -> Run:
@@ -64,16 +146,8 @@ def open_run(folder: str | Path, step: int | None = None) -> Run:
     Raises:
       UserError: no run there, or no such checkpoint.
     """
-    folder = Path(folder)
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} is not a run folder: it has no config.yaml; train first, or name another folder")
-    config, tokenizer = resolve(load_config(folder / "config.yaml"))
-    model = AffectGPT(config.model)
+    trained = open_trained(folder, step)
+    model = AffectGPT(trained.config.model)
     shardings = parameter_shardings(make_mesh(MeshConfig()), parameter_shapes(model))
-    trainable, frozen = split(config.model, initial_parameters(config, model, shardings), config.train.trainable)
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"{folder} has no checkpoints yet; let it train up to its first one")
-    checkpoints = Checkpoints(folder / "checkpoints")
-    restored = checkpoints.restore({"params": targets(trainable)}, step)
-    checkpoints.close()
-    return Run(folder, config, tokenizer, model, join(restored.items["params"], frozen), restored.step)
+    params = join(trained.params, read_base(trained.config, model, shardings))
+    return Run(Path(folder), trained.config, trained.tokenizer, model, params, trained.step)

@@ -50,33 +50,46 @@ def parameter_shapes(model: AffectGPT) -> Any:
 
 
 def initial_parameters(config: RunConfig, model: AffectGPT, shardings: Any) -> dict[str, Any]:
-    """Parameters of a resolved config, made where they will lie.
+    """All parameters of a resolved config, made where they will lie.
 
     Args:
       config: the run; `weights.language` names the base model, `train.seed` decides what is fresh.
       model: its network.
       shardings: a sharding for each parameter.
     """
+    fresh = fresh_parameters(config, model, shardings)
+    return nest(paths(fresh) | paths(read_base(config, model, shardings)))
 
-    places = paths(shardings)
-    fresh = {path: x for path, x in places.items() if not (config.weights.language and _is_base(path))}
+
+def fresh_parameters(config: RunConfig, model: AffectGPT, shardings: Any) -> dict[str, Any]:
+    """The parameters that are made from the seed: all that do not stand in the base's folder."""
+    places = {path: x for path, x in paths(shardings).items() if not _in_folder(config, path)}
 
     def init() -> Any:
         params = model.init(jax.random.key(config.train.seed), method="initialise")["params"]
-        return nest({path: leaf for path, leaf in paths(params).items() if path in fresh})
+        return nest({path: leaf for path, leaf in paths(params).items() if path in places})
 
     # Run once: a CPU's compiler need not optimise it.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    params = jax.jit(init, out_shardings=nest(fresh), compiler_options=quick)()
-    folder = config.weights.language
-    if not folder:
-        return params
+    return jax.jit(init, out_shardings=nest(places), compiler_options=quick)()
+
+
+def base_shapes(config: RunConfig, model: AffectGPT) -> dict[str, Any]:
+    """The parameters that stand in the base's folder, as shapes of the decoder's type; empty without a base."""
     dtype = jnp.dtype(config.model.decoder.dtype)
-    shapes = {path: x for path, x in paths(parameter_shapes(model)).items() if path not in fresh}
-    base = nest({path: jax.ShapeDtypeStruct(x.shape, dtype) for path, x in shapes.items()})
-    found = read_tree(DECODER, base, SafetensorsFolder(folder), folder, nest({path: places[path] for path in shapes}))
-    return nest(paths(params) | paths(found))
+    flat = {path: x for path, x in paths(parameter_shapes(model)).items() if _in_folder(config, path)}
+    return nest({path: jax.ShapeDtypeStruct(x.shape, dtype) for path, x in flat.items()})
 
 
-def _is_base(path: str) -> bool:
-    return path.startswith("decoder/") and "/lora_" not in path
+def read_base(config: RunConfig, model: AffectGPT, shardings: Any) -> dict[str, Any]:
+    """The parameters of the base's folder, each device reading its own part; empty without a base."""
+    shapes, folder = base_shapes(config, model), config.weights.language
+    if not folder:
+        return {}
+    places = paths(shardings)
+    own = nest({path: places[path] for path in paths(shapes)})
+    return read_tree(DECODER, shapes, SafetensorsFolder(folder), folder, own)
+
+
+def _in_folder(config: RunConfig, path: str) -> bool:
+    return bool(config.weights.language) and path.startswith("decoder/") and "/lora_" not in path
