@@ -37,7 +37,7 @@ def find_config(name: str, beside: Path | None = None) -> Path:
         if path.is_file():
             return path
     shipped = sorted(path.stem for path in config_folder().glob("*.yaml"))
-    near = difflib.get_close_matches(Path(name).stem, shipped, 1, 0.0)
+    near = difflib.get_close_matches(Path(name).name.removesuffix(".yaml"), shipped, 1, 0.0)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise UserError(f"no config {name}: neither a file nor one of {', '.join(shipped)}{hint}")
 
@@ -121,12 +121,20 @@ def _line(error: Mapping[str, Any]) -> str:
     return f"{key}: {message[0].lower()}{message[1:]} (found {error['input']!r})"
 
 
-def build_config(values: Mapping[str, Any], origin: str) -> RunConfig:
+def build_config(values: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Check values.
+
+    Args:
+      values: sections and keys.
+      origin: where they come from, for messages.
+      overrides: dotted keys, applied in order.
 
     Raises:
       UserError: one line a problem, each with the key, what was found and the nearest valid key.
     """
+    for text in overrides:
+        values = _merge(values, _override(text))
+    origin = f"{origin} with {' '.join(overrides)}" if overrides else origin
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -145,11 +153,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
       UserError: a file or key that does not exist, a value of the wrong type, an impossible combination.
     """
     path = find_config(str(name))
-    values = _read(path)
-    for text in overrides:
-        values = _merge(values, _override(text))
-    origin = f"{path} with {' '.join(overrides)}" if overrides else str(path)
-    return build_config(values, origin)
+    return build_config(_read(path), str(path), overrides)
 
 
 def save_config(config: RunConfig, path: Path) -> None:

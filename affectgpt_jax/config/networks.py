@@ -189,6 +189,28 @@ class DecoderConfig(Section):
             **changes,
         )
 
+    def to_hf(self) -> dict[str, Any]:
+        """A `Qwen2ForCausalLM` config.json, with both spellings of the rotary base."""
+        return {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "vocab_size": self.vocab,
+            "hidden_size": self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.mlp_width,
+            "hidden_act": "silu",
+            "max_position_embeddings": 32768,
+            "use_sliding_window": False,
+            "rms_norm_eps": self.norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "tie_word_embeddings": self.tied_head,
+            "attention_dropout": 0.0,
+        }
+
 
 class QFormerConfig(Section):
     """The query branch of a BERT-style Q-Former with cross-attention in every layer (QUIRKS 17)."""

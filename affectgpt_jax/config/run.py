@@ -57,7 +57,10 @@ class DataConfig(Section):
     row_length: PositiveInt = Field(default=2048, description="tokens of a row")
     row_samples: PositiveInt = Field(default=16, description="samples of a row at most; 1 packs nothing")
     row_targets: PositiveInt = Field(default=1024, description="target tokens of a row at most")
-    weighting: Literal["token", "sample", "reference"] = "token"
+    weighting: Literal["token", "sample", "reference"] = Field(
+        default="token", description="what the loss is a mean over: target tokens, samples, or the groups of `group`"
+    )
+    group: PositiveInt = Field(default=3, description="samples of one of the reference's batches, for `weighting`")
     window: PositiveInt = Field(default=512, description="samples among which rows are packed")
     threads: NonNegativeInt = Field(default=2, description="reading threads")
 

@@ -198,6 +198,7 @@ def training_batches(
     steps: int,
     rounds: int = 1,
     weighting: LossWeighting = "token",
+    group: int = 1,
     unattended: int | None = None,
     process: int = 0,
     processes: int = 1,
@@ -213,6 +214,7 @@ def training_batches(
       steps: where the run ends.
       rounds: accumulation rounds; every array gets a leading axis of that size.
       weighting: what the loss is a mean over.
+      group: see `collate_rows`.
       unattended: see `collate_rows`.
       process: number of this process.
       processes: how many there are; they divide the rows of a step.
@@ -229,7 +231,7 @@ def training_batches(
 
     def collate(rows: Sequence[list[Sample]]) -> Batch:
         parts = [
-            collate_rows(rows[i : i + shape.rows], shape, loss_weighting=weighting, unattended=unattended)
+            collate_rows(rows[i : i + shape.rows], shape, loss_weighting=weighting, group=group, unattended=unattended)
             for i in range(0, len(rows), shape.rows)
         ]
         return Batch(*(_stack(column) for column in zip(*parts, strict=True)))

@@ -16,7 +16,7 @@ from affectgpt_jax.data.tokenizer import Tokenizer
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.sharding import make_mesh, parameter_shardings
-from affectgpt_jax.weights.initial import fresh_parameters, parameter_shapes, read_base, resolve
+from affectgpt_jax.weights.initial import fresh_parameters, in_base, parameter_shapes, read_base, resolve
 from affectgpt_jax.weights.table import nest, paths
 from affectgpt_jax.weights.trainable import Tree, join, split
 
@@ -100,17 +100,16 @@ def open_trained(folder: str | Path, step: int | None = None, mesh: Mesh | None 
         raise UserError(f"{folder} has no checkpoints yet; let it train up to its first one")
     model = AffectGPT(config.model)
     shardings = parameter_shardings(mesh or make_mesh(MeshConfig()), parameter_shapes(model))
-    fresh = fresh_parameters(config, model, shardings)
     trainable, rest = split(config.model, _abstract(model, shardings), config.train.trainable)
+    untrained = nest({path: leaf for path, leaf in paths(rest).items() if not in_base(config, path)})
     checkpoints = Checkpoints(folder / "checkpoints")
     wanted = {"params": trainable}
-    kept = set(paths(fresh)) - set(paths(trainable))
-    if checkpoints.holds(UNTRAINED, step):
-        wanted[UNTRAINED] = nest({path: leaf for path, leaf in paths(rest).items() if path in kept})
+    if stored := checkpoints.holds(UNTRAINED, step):
+        wanted[UNTRAINED] = untrained
     restored = checkpoints.restore(wanted, step)
     checkpoints.close()
-    params = join(restored.items["params"], join(restored.items.get(UNTRAINED, {}), fresh))
-    return Trained(config, tokenizer, params, restored.step, str(folder))
+    others = restored.items[UNTRAINED] if stored else fresh_parameters(config, model, shardings, set(paths(untrained)))
+    return Trained(config, tokenizer, join(restored.items["params"], others), restored.step, str(folder))
 
 
 def write_run(trained: Trained, folder: Path) -> None:

@@ -238,6 +238,7 @@ def _batches(
         steps=config.train.steps,
         rounds=config.train.accumulate,
         weighting=data.weighting,
+        group=data.group,
         unattended=tokenizer.eos if config.compat == "reference" else None,
         process=jax.process_index(),
         processes=jax.process_count(),

@@ -71,8 +71,7 @@ class SafetensorsFolder(Mapping[str, Any]):
             if lost:
                 raise UserError(f"{self.folder}: shards named in {INDEX} are missing: {', '.join(lost)}")
         elif (self.folder / SINGLE).is_file():
-            with _open(self.folder / SINGLE) as file:
-                self._file_of = dict.fromkeys(file.keys(), SINGLE)
+            self._file_of = dict.fromkeys(read_file(self.folder / SINGLE), SINGLE)
         else:
             raise UserError(
                 f"{self.folder}: neither {SINGLE} nor {INDEX} is there; expected a Hugging Face model folder with "
@@ -80,20 +79,13 @@ class SafetensorsFolder(Mapping[str, Any]):
             )
 
         self._tensors: dict[str, StoredTensor] = {}
-        for file in sorted(set(self._file_of.values())):
-            self._read_header(file)
-
-    def _read_header(self, file: str) -> None:
-        path = self.folder / file
-        with _open(path) as opened:
-            held = set(opened.keys())
-            for name in (name for name, where in self._file_of.items() if where == file):
-                if name not in held:
-                    raise UserError(f"{path} does not hold {name}, which {INDEX} says it does; fetch the folder again")
-                part = opened.get_slice(name)
-                if (code := part.get_dtype()) not in _TYPES:
-                    raise UserError(f"{path}: {name} has type {code}; known are {', '.join(_TYPES)}")
-                self._tensors[name] = StoredTensor(path, name, tuple(part.get_shape()), _TYPES[code])
+        files = {file: read_file(self.folder / file) for file in sorted(set(self._file_of.values()))}
+        for name, file in self._file_of.items():
+            if name not in files[file]:
+                raise UserError(
+                    f"{self.folder / file} does not hold {name}, which {INDEX} says it does; fetch the folder again"
+                )
+            self._tensors[name] = files[file][name]
 
     def __getitem__(self, name: str) -> StoredTensor:
         return self._tensors[name]
@@ -105,11 +97,72 @@ class SafetensorsFolder(Mapping[str, Any]):
         return len(self._file_of)
 
 
+def read_file(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file.
+
+    Raises:
+      UserError: not such a file, or a type that numpy lacks.
+    """
+    found = {}
+    with _open(path) as file:
+        for name in file.keys():  # noqa: SIM118  # not a dictionary
+            part = file.get_slice(name)
+            if (code := part.get_dtype()) not in _TYPES:
+                raise UserError(f"{path}: {name} has type {code}; known are {', '.join(_TYPES)}")
+            found[name] = StoredTensor(path, name, tuple(part.get_shape()), _TYPES[code])
+    return found
+
+
 def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="numpy")
     except Exception as error:  # the library raises its own types for truncated and foreign files
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+
+
+PARTS = {"language": "language_model.", "vision": "vision_tower.", "audio": "audio_tower."}
+"""Where the parts of a whole model lie in a folder that `affectgpt export --as transformers` wrote."""
+
+
+def open_part(folder: str | Path, part: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """A network's config and tensors, from a folder of its own or from one that holds a whole AffectGPT.
+
+    Args:
+      folder: the Hugging Face folder.
+      part: one of `PARTS`.
+
+    Raises:
+      UserError: files missing or unreadable.
+    """
+    config, tensors = read_config(folder), SafetensorsFolder(folder)
+    if config.get("model_type") != "affectgpt":
+        return config, tensors
+    return part_config(folder, part), Within(tensors, PARTS[part])
+
+
+def part_config(folder: str | Path, part: str) -> dict[str, Any]:
+    """A network's config.json, as `open_part` finds it."""
+    config = read_config(folder)
+    if config.get("model_type") != "affectgpt":
+        return config
+    return config["text_config" if part == "language" else f"{part}_config"]
+
+
+class Within(Mapping[str, Any]):
+    """Those of another mapping's tensors whose names begin with a prefix, without it."""
+
+    def __init__(self, source: Mapping[str, Any], prefix: str) -> None:
+        self._source, self._prefix = source, prefix
+        self._names = [name.removeprefix(prefix) for name in source if name.startswith(prefix)]
+
+    def __getitem__(self, name: str) -> Any:
+        return self._source[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class Renamed(Mapping[str, Any]):
@@ -130,7 +183,7 @@ class Renamed(Mapping[str, Any]):
 
 
 POSITION_CONV = "encoder.pos_conv_embed.conv"
-_SPELLINGS = (
+WEIGHT_NORM = (
     (f"{POSITION_CONV}.parametrizations.weight.original0", f"{POSITION_CONV}.parametrizations.weight.original1"),
     (f"{POSITION_CONV}.weight_g", f"{POSITION_CONV}.weight_v"),
 )
@@ -144,8 +197,8 @@ class HubertTensors(Mapping[str, Any]):
 
     def __init__(self, source: Mapping[str, Any]) -> None:
         self._source = source
-        self._norm = next((pair for pair in _SPELLINGS if all(name in source for name in pair)), None)
-        parts = {name for pair in _SPELLINGS for name in pair}
+        self._norm = next((pair for pair in WEIGHT_NORM if all(name in source for name in pair)), None)
+        parts = {name for pair in WEIGHT_NORM for name in pair}
         self._names = [name for name in source if name not in parts]
         if self._norm:
             self._names.append(f"{POSITION_CONV}.weight")
@@ -167,8 +220,8 @@ def split_position_conv(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
     """The inverse of `HubertTensors`: spell the positional convolution as weight norm, for files others open."""
     split = dict(tensors)
     v = split.pop(f"{POSITION_CONV}.weight")
-    split[_SPELLINGS[0][0]] = np.sqrt(np.sum(np.square(v), axis=(0, 1), keepdims=True))
-    split[_SPELLINGS[0][1]] = v
+    split[WEIGHT_NORM[0][0]] = np.sqrt(np.sum(np.square(v), axis=(0, 1), keepdims=True))
+    split[WEIGHT_NORM[0][1]] = v
     return split
 
 
@@ -220,17 +273,18 @@ def write_shards(folder: Path, items: Sequence[Item], *, shard_bytes: int = 5 * 
             shards.append([])
         shards[-1].append(item)
     if len(shards) == 1:
-        _write_file(folder / SINGLE, shards[0])
+        write_file(folder / SINGLE, shards[0])
         return
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
-        _write_file(folder / name, shard)
+        write_file(folder / name, shard)
     weight_map = {item.name: name for name, shard in zip(names, shards, strict=True) for item in shard}
     index = {"metadata": {"total_size": sum(item.bytes for item in items)}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_file(path: Path, items: Sequence[Item]) -> None:
+def write_file(path: Path, items: Sequence[Item]) -> None:
+    """Write one safetensors file; see `write_shards`."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for item in items:

@@ -1,16 +1,18 @@
 """A run's parameters before training: the base model from its folder, the rest fresh from the seed."""
 
+import functools
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from affectgpt_jax.config.networks import DecoderConfig
+from affectgpt_jax.config.networks import DecoderConfig, ModelConfig
 from affectgpt_jax.config.run import RunConfig
 from affectgpt_jax.data.tokenizer import Tokenizer, open_tokenizer
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.models.affectgpt import AffectGPT
-from affectgpt_jax.weights.files import SafetensorsFolder, read_config
+from affectgpt_jax.weights.files import open_part, part_config
 from affectgpt_jax.weights.networks import DECODER
 from affectgpt_jax.weights.table import nest, paths, read_tree
 from affectgpt_jax.weights.towers import audio_config, vision_config
@@ -32,7 +34,7 @@ def resolve(config: RunConfig) -> tuple[RunConfig, Tokenizer]:
     model, decoder = config.model, config.model.decoder
     if config.weights.language:
         kept = {key: getattr(decoder, key) for key in ("lora", "dtype", "remat")}
-        decoder = DecoderConfig.from_hf(read_config(config.weights.language), **kept)
+        decoder = DecoderConfig.from_hf(part_config(config.weights.language, "language"), **kept)
     else:
         vocabulary = -(-tokenizer.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         decoder = decoder.model_copy(update={"vocab": vocabulary})
@@ -46,6 +48,12 @@ def resolve(config: RunConfig) -> tuple[RunConfig, Tokenizer]:
 
 def parameter_shapes(model: AffectGPT) -> Any:
     """All parameters of a model as shapes."""
+    return _shapes(model.config)
+
+
+@functools.cache
+def _shapes(config: ModelConfig) -> Any:
+    model = AffectGPT(config)
     return jax.eval_shape(lambda: model.init(jax.random.key(0), method="initialise"))["params"]
 
 
@@ -57,13 +65,16 @@ def initial_parameters(config: RunConfig, model: AffectGPT, shardings: Any) -> d
       model: its network.
       shardings: a sharding for each parameter.
     """
-    fresh = fresh_parameters(config, model, shardings)
+    own = {path for path in paths(shardings) if not in_base(config, path)}
+    fresh = fresh_parameters(config, model, shardings, own)
     return nest(paths(fresh) | paths(read_base(config, model, shardings)))
 
 
-def fresh_parameters(config: RunConfig, model: AffectGPT, shardings: Any) -> dict[str, Any]:
-    """The parameters that are made from the seed: all that do not stand in the base's folder."""
-    places = {path: x for path, x in paths(shardings).items() if not _in_folder(config, path)}
+def fresh_parameters(config: RunConfig, model: AffectGPT, shardings: Any, wanted: Collection[str]) -> dict[str, Any]:
+    """The parameters of some paths, made from the seed."""
+    if not wanted:
+        return {}
+    places = {path: x for path, x in paths(shardings).items() if path in wanted}
 
     def init() -> Any:
         params = model.init(jax.random.key(config.train.seed), method="initialise")["params"]
@@ -77,7 +88,7 @@ def fresh_parameters(config: RunConfig, model: AffectGPT, shardings: Any) -> dic
 def base_shapes(config: RunConfig, model: AffectGPT) -> dict[str, Any]:
     """The parameters that stand in the base's folder, as shapes of the decoder's type; empty without a base."""
     dtype = jnp.dtype(config.model.decoder.dtype)
-    flat = {path: x for path, x in paths(parameter_shapes(model)).items() if _in_folder(config, path)}
+    flat = {path: x for path, x in paths(parameter_shapes(model)).items() if in_base(config, path)}
     return nest({path: jax.ShapeDtypeStruct(x.shape, dtype) for path, x in flat.items()})
 
 
@@ -88,8 +99,9 @@ def read_base(config: RunConfig, model: AffectGPT, shardings: Any) -> dict[str, 
         return {}
     places = paths(shardings)
     own = nest({path: places[path] for path in paths(shapes)})
-    return read_tree(DECODER, shapes, SafetensorsFolder(folder), folder, own)
+    return read_tree(DECODER, shapes, open_part(folder, "language")[1], folder, own)
 
 
-def _in_folder(config: RunConfig, path: str) -> bool:
+def in_base(config: RunConfig, path: str) -> bool:
+    """Whether a parameter stands in the base's folder."""
     return bool(config.weights.language) and path.startswith("decoder/") and "/lora_" not in path

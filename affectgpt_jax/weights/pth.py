@@ -11,7 +11,6 @@ import pickle
 import re
 import sys
 import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -77,15 +76,23 @@ class _Storage(NamedTuple):
     numel: int
 
 
+class _Ordered(dict[Any, Any]):
+    """Stands for `OrderedDict`. What a pickle would set on it, the attributes of a state dict, is dropped."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 class _RecordingUnpickler(pickle.Unpickler):
-    """Builds plain containers, `_Call`, `_Global` and `_Storage`; nothing else."""
+    """Builds plain containers, `_Ordered`, `_Call`, `_Global` and `_Storage`; nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (full := f"{module}.{name}") in _ADMITTED:
             return _Global(full)
-        # The class itself: a state dict carries attributes, and a pickle cannot change a built-in class.
         if full == "collections.OrderedDict":
-            return OrderedDict
+            return _Ordered
         raise _NotPlain(full)
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -188,9 +195,12 @@ class PthTensor:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         size = self.dtype.itemsize
-        raw = np.frombuffer(self.archive.read(f"data/{self.storage.key}"), f"u{size}")
+        content = self.archive.read(entry := f"data/{self.storage.key}")
+        if len(content) != self.storage.numel * size:  # the directory of a forged archive can say anything
+            raise UserError(f"{self.archive.path}: {entry} has {len(content):,} bytes, unlike its directory says")
+        raw = np.frombuffer(content, f"u{size}")
         numbers = (raw.byteswap() if self.archive.swapped else raw).view(self.dtype)
-        # `_tensor` has checked that no element lies outside the storage.
+        # No element lies outside the storage: `_tensor` has checked.
         strides = [step * size for step in self.stride]
         return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides, writeable=False)[index]
 

@@ -11,7 +11,7 @@ from affectgpt_jax.data.shard_schema import file_digest
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.models.clip import VisionTower
 from affectgpt_jax.models.hubert import Hubert
-from affectgpt_jax.weights.files import INDEX, SINGLE, HubertTensors, Renamed, SafetensorsFolder, read_config
+from affectgpt_jax.weights.files import INDEX, SINGLE, HubertTensors, Renamed, open_part, part_config
 from affectgpt_jax.weights.networks import CLIP, HUBERT
 from affectgpt_jax.weights.table import read_tree
 
@@ -26,7 +26,7 @@ class Tower(NamedTuple):
 
 def vision_config(folder: str | Path) -> VisionConfig:
     """Sizes of the CLIP tower in a folder."""
-    config = read_config(folder)
+    config = part_config(folder, "vision")
     if "clip" not in config.get("model_type", "clip"):
         raise UserError(f"{folder}: config.json says model_type={config['model_type']!r}, expected a CLIP model")
     return VisionConfig.from_hf(config)
@@ -34,7 +34,7 @@ def vision_config(folder: str | Path) -> VisionConfig:
 
 def audio_config(folder: str | Path) -> HubertConfig:
     """Sizes of the HuBERT encoder in a folder."""
-    config = read_config(folder)
+    config = part_config(folder, "audio")
     if config.get("model_type", "hubert") != "hubert":
         raise UserError(f"{folder}: config.json says model_type={config['model_type']!r}, expected hubert")
     return HubertConfig.from_hf(config)
@@ -46,8 +46,8 @@ def weights_hash(folder: str | Path) -> str:
     return "-".join(file_digest(file)[:32] for file in files)
 
 
-def _provenance(folder: str | Path, width: int) -> dict[str, Any]:
-    kind = read_config(folder).get("model_type", "")
+def _provenance(folder: str | Path, part: str, width: int) -> dict[str, Any]:
+    kind = part_config(folder, part).get("model_type", "")
     return {"encoder": f"{Path(folder).name} ({kind})", "weights": weights_hash(folder), "width": width}
 
 
@@ -61,8 +61,8 @@ def open_vision(folder: str | Path) -> Tower:
     network = VisionTower(config)
     pixels = jnp.zeros((1, config.image_size, config.image_size, 3))
     shapes = jax.eval_shape(network.init, jax.random.key(0), pixels)["params"]
-    params = read_tree(CLIP, shapes, SafetensorsFolder(folder), str(folder))
-    return Tower(network, params, _provenance(folder, config.projection))
+    params = read_tree(CLIP, shapes, open_part(folder, "vision")[1], str(folder))
+    return Tower(network, params, _provenance(folder, "vision", config.projection))
 
 
 def open_audio(folder: str | Path) -> Tower:
@@ -74,6 +74,6 @@ def open_audio(folder: str | Path) -> Tower:
     config = audio_config(folder)
     network = Hubert(config)
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 16000)))["params"]
-    tensors = HubertTensors(Renamed(SafetensorsFolder(folder), "hubert."))
+    tensors = HubertTensors(Renamed(open_part(folder, "audio")[1], "hubert."))
     params = read_tree(HUBERT, shapes, tensors, str(folder))
-    return Tower(network, params, _provenance(folder, config.width))
+    return Tower(network, params, _provenance(folder, "audio", config.width))

@@ -1,0 +1,288 @@
+"""Out and back: every kind of export of every golden setting, opened by ourselves and by others."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from affectgpt_jax.cli import main
+from affectgpt_jax.errors import UserError
+from affectgpt_jax.exchange.export import KINDS, export, open_whole
+from affectgpt_jax.exchange.parity import compare
+from affectgpt_jax.exchange.sources import read_export
+from affectgpt_jax.inference.runs import open_trained, write_run
+from affectgpt_jax.weights.files import INDEX, SafetensorsFolder
+from affectgpt_jax.weights.table import paths
+from tests.exchange.runs import STEP, golden_run, write_bases
+from tests.parity import goldens
+
+# Images come from no stream of a corpus, so no run has such a mode.
+SETTINGS = [name for name in goldens.settings() if goldens.golden(name).config.mode != "image"]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bases")
+    write_bases(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(bases: Path) -> Path:
+    """A run folder of one setting."""
+    write_run(golden_run("att_att", bases), bases / "run")
+    return bases / "run"
+
+
+@pytest.fixture(scope="module")
+def merged(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("merged") / "out"
+    export(run, out, "merged")
+    return out
+
+
+def same(one: Any, other: Any) -> None:
+    one, other = paths(one), paths(other)
+    assert set(one) == set(other)
+    for path, leaf in one.items():
+        assert np.asarray(leaf).tobytes() == np.asarray(other[path]).tobytes(), path
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_out_and_back(name: str, bases: Path, tmp_path: Path) -> None:
+    """Of every setting: the run folder, adapters, fusion and checkpoint come back bit for bit, whatever the mode uses;
+    so does the fusion beside a merged model, whose own rounding the next test bounds."""
+    trained = golden_run(name, bases)
+    write_run(trained, tmp_path / "run")
+    again = open_trained(tmp_path / "run")
+    same(again.params, trained.params)
+    assert again.config == trained.config
+    for kind in KINDS:
+        if kind == "pth":
+            pytest.importorskip("torch")
+        export(tmp_path / "run", tmp_path / kind, kind, parity=False)
+        back = read_export(tmp_path / kind)
+        if kind in ("adapter", "pth"):
+            same(back.params, trained.params)
+        else:
+            same(back.params["fusion"], trained.params["fusion"])
+            assert back.config.model.decoder.lora.rank == 0
+        assert back.config.model.mode == trained.config.model.mode
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parity_reports(kind: Any, run: Path, tmp_path: Path) -> None:
+    """What is written beside an export, and that `verify` finds the same."""
+    if kind == "pth":
+        pytest.importorskip("torch")
+    report = export(run, tmp_path / "out", kind)
+    assert report is not None
+    single, half = report["differences"]["float32"], report["differences"]["bfloat16"]
+    if kind in ("adapter", "pth"):
+        assert single["largest"] == half["largest"] == 0.0
+    else:
+        assert 0 < single["largest"] < 1e-4
+        assert single["argmax_differs"] == 0
+    assert half["argmax_differs_clearly"] == 0
+    assert report["step"] == STEP
+    assert set(report["base"]) == {"language", "vision", "audio"}
+    assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+def test_verify_notices(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A changed number in the weights is found twice: by its hash and by what it computes."""
+    file = merged / "fusion" / "fusion.safetensors"
+    whole = file.read_bytes()
+    changed = bytearray(whole)
+    changed[-5] ^= 0x40
+    try:
+        file.write_bytes(changed)
+        assert main(["verify", str(merged)]) == 1
+        shown = capsys.readouterr().out
+        assert "fusion.safetensors: has changed" in shown
+        file.unlink()
+        assert main(["verify", str(merged)]) == 2
+    finally:
+        file.write_bytes(whole)
+    assert main(["verify", str(merged)]) == 0
+
+
+def test_converted_runs_answer(merged: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run made of an export is a run: it opens, and exports again to the same bytes."""
+    assert main(["convert", "weights", str(merged), str(tmp_path / "again")]) == 0
+    assert main(["convert", "weights", str(merged), str(tmp_path / "again")]) == 2
+    assert "give --overwrite" in capsys.readouterr().err
+    back = open_trained(tmp_path / "again")
+    assert back.config.weights.language == str(merged)
+    export(tmp_path / "again", tmp_path / "out", "merged", parity=False)
+    for name, tensor in SafetensorsFolder(merged).items():
+        np.testing.assert_array_equal(np.asarray(SafetensorsFolder(tmp_path / "out")[name]), np.asarray(tensor))
+    with pytest.raises(UserError, match=r"has no adapters .*--as merged"):
+        export(tmp_path / "again", tmp_path / "adapter", "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_the_authors_checkpoints(bases: Path, tmp_path: Path) -> None:
+    """Both golden .pth files become runs, hold the golden parameters, and go out again equal, name by name."""
+    torch = pytest.importorskip("torch")
+    for file in sorted(goldens.MODELS.glob("*.pth")):
+        name = file.name.split("_checkpoint")[0]
+        write_run(golden_run(name, bases), tmp_path / f"{name}-config")
+        config = tmp_path / f"{name}-config" / "config.yaml"
+        trained = read_export(file, str(config))
+        expected = goldens.arrays(name)
+        again = tmp_path / name
+        write_run(trained, again)
+        export(again, tmp_path / f"{name}-pth", "pth", parity=False)
+        (out,) = (tmp_path / f"{name}-pth").glob("*.pth")
+        theirs = torch.load(file, weights_only=True)["model"]
+        ours = torch.load(out, weights_only=True)["model"]
+        parameters = {key for key in theirs if not key.endswith("position_ids")}
+        assert set(ours) == parameters
+        for key in parameters:
+            assert ours[key].dtype == theirs[key].dtype
+            assert torch.equal(ours[key], theirs[key]), key
+            if f"w3/{key}" in expected:
+                np.testing.assert_array_equal(ours[key].numpy(), expected[f"w3/{key}"])
+
+
+def test_a_checkpoint_of_another_rank(bases: Path, tmp_path: Path) -> None:
+    file = next(iter(sorted(goldens.MODELS.glob("att_att*.pth"))))
+    trained = golden_run("att_att", bases)
+    lora = trained.config.model.decoder.lora.model_copy(update={"rank": 8})
+    decoder = trained.config.model.decoder.model_copy(update={"lora": lora})
+    model = trained.config.model.model_copy(update={"decoder": decoder})
+    write_config = trained.config.model_copy(update={"model": model})
+    from affectgpt_jax.config import save_config
+
+    save_config(write_config, tmp_path / "config.yaml")
+    with pytest.raises(UserError, match=r"decoder\.lora\.rank: 4 in the file, expected 8"):
+        read_export(file, str(tmp_path / "config.yaml"))
+
+
+def test_interrupted_and_existing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted export leaves nothing that looks complete, and the older one as it was."""
+    out = tmp_path / "out"
+    export(run, out, "adapter", parity=False)
+    before = (out / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="give --overwrite"):
+        export(run, out, "adapter", parity=False)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("affectgpt_jax.exchange.export.write_fusion", stop)
+    for target in (out, tmp_path / "new"):
+        with pytest.raises(KeyboardInterrupt):
+            export(run, target, "adapter", overwrite=True, parity=False)
+    monkeypatch.undo()
+    assert (out / "adapter_model.safetensors").read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["out"]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("affectgpt_jax.exchange.export.write_fusion", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        export(run, out, "adapter", overwrite=True, parity=False)
+    assert sorted(os.listdir(tmp_path)) == ["out"]
+
+
+def test_peft_opens_the_adapter(run: Path, merged: Path, bases: Path, tmp_path: Path) -> None:
+    """PEFT on transformers' base model, and transformers on the merged one, compute our logits."""
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    out = tmp_path / "adapter"
+    export(run, out, "adapter", parity=False)
+    base = transformers.Qwen2ForCausalLM.from_pretrained(bases / "language", dtype=torch.float32)
+    wrapped = peft.PeftModel.from_pretrained(base, out).eval()
+    merged_model, loading = transformers.Qwen2ForCausalLM.from_pretrained(
+        merged, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    opened = open_whole(open_trained(run))
+    g = goldens.golden("att_att")
+    batch = goldens.batch(g)
+    embeds = torch.from_numpy(g.data["out/inputs_embeds"])
+    mask = torch.from_numpy(g.data["in/attention_masks"])
+    from affectgpt_jax.models.affectgpt import AffectGPT
+
+    apply = jax.jit(lambda p, b: AffectGPT(opened.config.model).apply({"params": p}, b, method="logits"))
+    ours = np.asarray(apply(opened.params, batch))[mask.numpy()]
+    with torch.no_grad():
+        for model in (wrapped, merged_model.eval()):
+            theirs = model(inputs_embeds=embeds, attention_mask=mask).logits[mask].numpy()
+            np.testing.assert_allclose(theirs, ours, atol=1e-4, rtol=0)
+
+
+def test_transformers_opens_the_tokenizer(merged: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
+    ours = open_trained_tokenizer(merged)
+    text = "Hello there<FaceHere> and ###Assistant: "
+    assert tokenizer(text)["input_ids"] == ours.encode(text)
+    assert tokenizer.convert_tokens_to_ids("<FaceHere>") == ours.placeholders["face"]
+
+
+def open_trained_tokenizer(folder: Path) -> Any:
+    from affectgpt_jax.data.tokenizer import open_tokenizer
+
+    return open_tokenizer(folder)
+
+
+def test_bfloat16_base_and_shards(run: Path, tmp_path: Path) -> None:
+    """Merged into bfloat16 the weights are the float32 sum rounded once; no clear choice of a token changes."""
+    write_bases(tmp_path, ml_dtypes.bfloat16)
+    trained = golden_run("att_att", tmp_path)
+    write_run(trained, tmp_path / "run")
+    report = export(tmp_path / "run", tmp_path / "out", "merged")
+    assert report is not None
+    assert report["differences"]["bfloat16"]["argmax_differs_clearly"] == 0
+    assert not (tmp_path / "out" / INDEX).exists()
+    g = goldens.golden("att_att")
+    name = "model.layers.1.mlp.up_proj.weight"
+    adapter = "llama_model.base_model.model.model.layers.1.mlp.up_proj.lora_{}.default.weight"
+    base = goldens.base_weights("qwen/")[name].astype(ml_dtypes.bfloat16).astype(np.float32)
+    expected = base + 8 * (g.data["w/" + adapter.format("B")] @ g.data["w/" + adapter.format("A")])
+    found = SafetensorsFolder(tmp_path / "out")[name]
+    assert found.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(np.asarray(found), expected.astype(ml_dtypes.bfloat16))
+    kept = SafetensorsFolder(tmp_path / "out")["model.norm.weight"]
+    np.testing.assert_array_equal(
+        np.asarray(kept), goldens.base_weights("qwen/")["model.norm.weight"].astype(ml_dtypes.bfloat16)
+    )
+
+
+def test_bad_input(run: Path, merged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each mistake is one clear line."""
+    assert main(["export", str(tmp_path), str(tmp_path / "out"), "--as", "merged"]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
+    assert main(["convert", "weights", str(tmp_path), str(tmp_path / "run")]) == 2
+    assert "neither a .pth checkpoint" in capsys.readouterr().err
+    assert main(["convert", "weights", str(merged)]) == 2
+    assert "name the run folder to write" in capsys.readouterr().err
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "use_dora": True, "r": 4, "lora_alpha": 8})
+    )
+    assert main(["convert", "weights", str(odd), str(tmp_path / "run"), "--config", str(run / "config.yaml")]) == 2
+    assert "use_dora=True is not supported" in capsys.readouterr().err
+    assert main(["export", str(run), str(tmp_path / "out"), "--as", "adapter", "--dtype", "bfloat16"]) == 2
+    assert "keeps float32" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_compare_counts_clear_choices() -> None:
+    expected = np.array([[1.0, 0.0, 0.0], [1.0, 1.0 - 2**-9, 0.0], [5.0, 1.0, 0.0]], np.float32)
+    found = expected[:, [1, 0, 2]]
+    difference = compare(found, expected)
+    assert difference.positions == difference.argmax_differs == 3
+    assert difference.argmax_differs_clearly == 2
+    assert difference.largest == 4.0
