@@ -2,13 +2,17 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
 from math import isfinite, nan
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from affectgpt_jax.config.loading import build_config
 from affectgpt_jax.config.networks import ModelConfig
+from affectgpt_jax.config.run import RunConfig
 from affectgpt_jax.data.prompts import MODES, needs
+from affectgpt_jax.data.shard_schema import parse_stream
 from affectgpt_jax.errors import UserError
 
 AUDIO_CLIPS = 8
@@ -220,6 +224,31 @@ def import_reference(values: Mapping[str, Any], origin: str) -> tuple[dict[str, 
     nested = _nest(flat)
     build_config(nested, origin)
     return nested, notes
+
+
+def export_reference(config: RunConfig) -> dict[str, Any]:
+    """A run's settings under the reference's keys, as its checkpoints hold them; `import_reference` takes them back."""
+    nested = config.model_dump(mode="json")
+    flat: dict[str, Any] = {key: reduce(getitem, ours.split("."), nested) for key, (ours, _) in _TAKEN.items()}
+    if config.model.prefusion == "none":
+        flat["model.multi_fusion_type"] = "attention"  # theirs always has one; the mode decides whether it is used
+    flat["run.lr_sched"] = "linear_warmup_cosine_lr"
+    flat |= {key: name for key, name, _ in _FOLDERS.values()}
+    labels = next((name for name, kinds in _LABEL_TYPES.items() if kinds == config.data.label_types), "hybird")
+    frames = [parse_stream(stream).count for stream in config.prepare.streams if not stream.startswith("audio")]
+    epoch = config.train.optimizer.epoch_steps
+    return _nest(
+        flat
+        | {
+            "model.max_length": config.data.max_length,
+            "model.vis_processor.train.n_frms": max(frames, default=8),
+            "datasets.mercaptionplus.data_type": "video",
+            "datasets.mercaptionplus.face_or_frame": config.model.mode,
+            "datasets.mercaptionplus.label_type": labels,
+            "run.max_epoch": -(-config.train.steps // epoch),
+            "run.iters_per_epoch": epoch,
+        }
+    )
 
 
 def _data(theirs: _Theirs, notes: list[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from affectgpt_jax.config import save_config
+from affectgpt_jax.config.reference import export_reference
 from affectgpt_jax.config.run import MeshConfig, RunConfig
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.exchange.adapter import write_adapter
@@ -119,9 +120,16 @@ def _pth(trained: Trained, folder: Path, dtype: str | None) -> None:
             "it with --as merged or --as transformers"
         )
     tensors = dict(write_tree(TRAINED, nest(theirs)))
-    # The epoch of the authors' runs has a fixed number of steps; the loss of an epoch is not known here.
     epoch = trained.step // trained.config.train.optimizer.epoch_steps
-    write_pth(folder / f"checkpoint_{epoch:06d}_loss_0.000.pth", tensors, {}, epoch)
+    name = f"checkpoint_{epoch:06d}_loss_{_last_loss(trained):.3f}.pth"
+    write_pth(folder / name, tensors, export_reference(trained.config), epoch)
+
+
+def _last_loss(trained: Trained) -> float:
+    """The last loss that the run logged up to its checkpoint, for the file's name; 0 where none is known."""
+    log = Path(trained.source) / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    return next((line["loss"] for line in reversed(lines) if line["step"] <= trained.step and "loss" in line), 0.0)
 
 
 def _transformers(trained: Trained, folder: Path, dtype: str | None) -> None:

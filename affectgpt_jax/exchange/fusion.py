@@ -17,6 +17,7 @@ import numpy as np
 
 from affectgpt_jax.config.networks import ModelConfig
 from affectgpt_jax.data.prompts import needs
+from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.runs import Trained
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.weights.files import Item, read_file, write_file
@@ -62,7 +63,11 @@ def read_fusion(config: ModelConfig, folder: Path) -> dict[str, Any]:
     Raises:
       UserError: no such folder, or one of another model.
     """
-    return read_tree(TRAINED, fusion_shapes(config), read_file(folder / WEIGHTS), str(folder / WEIGHTS))
+    tensors = read_file(folder / WEIGHTS)
+    halved = [f"{name} ({x.dtype.name})" for name, x in tensors.items() if x.dtype != np.float32]
+    if halved:
+        raise UserError(f"{folder / WEIGHTS} must be float32, as it is trained; it has {', '.join(halved[:3])}")
+    return read_tree(TRAINED, fusion_shapes(config), tensors, str(folder / WEIGHTS))
 
 
 def fusion_shapes(config: ModelConfig) -> dict[str, Any]:

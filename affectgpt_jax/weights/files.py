@@ -120,6 +120,7 @@ def _open(path: Path) -> Any:
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
 
 
+HALVES = ("bfloat16", "float16")
 PARTS = {"language": "language_model.", "vision": "vision_tower.", "audio": "audio_tower."}
 """Where the parts of a whole model lie in a folder that `affectgpt export --as transformers` wrote."""
 
@@ -132,12 +133,25 @@ def open_part(folder: str | Path, part: str) -> tuple[dict[str, Any], Mapping[st
       part: one of `PARTS`.
 
     Raises:
-      UserError: files missing or unreadable.
+      UserError: files missing or unreadable, or half precision where float32 was promised.
     """
-    config, tensors = read_config(folder), SafetensorsFolder(folder)
-    if config.get("model_type") != "affectgpt":
-        return config, tensors
-    return part_config(folder, part), Within(tensors, PARTS[part])
+    config = part_config(folder, part)
+    tensors: Mapping[str, Any] = SafetensorsFolder(folder)
+    if read_config(folder).get("model_type") == "affectgpt":
+        tensors = Within(tensors, PARTS[part])
+    _check_type(config, tensors, folder)
+    return config, tensors
+
+
+def _check_type(config: Mapping[str, Any], tensors: Mapping[str, Any], folder: str | Path) -> None:
+    """A file may hold more digits than its config.json says, never fewer: then something was lost on the way."""
+    said = config.get("dtype") or config.get("torch_dtype")
+    fewer = next((name for name, x in tensors.items() if said == "float32" and x.dtype.name in HALVES), None)
+    if fewer:
+        raise UserError(
+            f"{folder}: config.json promises float32, but {fewer} is {tensors[fewer].dtype.name}; fetch the folder "
+            "again, or correct dtype in config.json if half precision is meant"
+        )
 
 
 def part_config(folder: str | Path, part: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import yaml
 
 from affectgpt_jax.config import RunConfig, build_config
 from affectgpt_jax.config.networks import DecoderConfig, LoraConfig, ModelConfig, QFormerConfig
-from affectgpt_jax.config.reference import import_reference
+from affectgpt_jax.config.reference import export_reference, import_reference
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.weights.pth import check_settings, infer_settings, read_pth
@@ -372,3 +372,34 @@ def test_settings_inside_the_golden_checkpoints() -> None:
         sizes = {"vision_width", "audio_width", "qformer.width", "qformer.mlp_width"}
         sizes |= {f"decoder.{name}" for name in ("width", "layers", "mlp_width", "lora.rank")}
         assert wrong <= {f"model.{name}" for name in sizes}
+
+
+@pytest.mark.parametrize("mode", ["multiface_audio_face_text", "multiframe_audio_frame_text", "face"])
+@pytest.mark.parametrize("kind", ["attention", "qformer"])
+def test_our_settings_in_their_words_come_back(mode: str, kind: str) -> None:
+    """What we write into a checkpoint for the authors' code is what we read from one."""
+    frames = 6 if kind == "attention" else 8
+    streams = [f"{'frame' if 'frame' in mode else 'face'}@{frames}", "audio@8"]
+    values = {
+        "compat": "reference",
+        "model": {"mode": mode, "prefusion": kind, "video": kind, "audio": "mean", "tokens": {"video": 5, "multi": 3}},
+        "prepare": {"streams": streams},
+        "data": {"label_types": ["description"], "label_weights": [1.0], "max_length": 700, "weighting": "reference"},
+        "train": {
+            "steps": 9000,
+            "rows": 2,
+            "seed": 7,
+            "optimizer": {"peak": 2e-5, "warmup_steps": 30, "epoch_steps": 3000, "schedule": "reference"},
+        },
+    }
+    config = build_config(values, "ours")
+    back, notes = import_reference(export_reference(config), "theirs")
+    found = build_config(back, "theirs")
+    assert found.model == config.model
+    assert set(found.prepare.streams) == set(config.prepare.streams)
+    assert found.data.label_types == config.data.label_types
+    assert found.data.max_length == config.data.max_length
+    assert found.data.group == found.train.rows == config.train.rows
+    assert found.train.optimizer == config.train.optimizer
+    assert (found.train.steps, found.train.seed) == (config.train.steps, config.train.seed)
+    assert not any("unknown here" in line for line in notes)

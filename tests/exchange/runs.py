@@ -26,6 +26,7 @@ def write_bases(folder: Path, dtype: Any = jnp.float32) -> None:
         config = dict(configs[prefix.removesuffix("/")])
         if name == "language":
             tensors = {key: x.astype(dtype) for key, x in tensors.items()}
+            config |= {"torch_dtype": jnp.dtype(dtype).name}
         write_folder(
             folder / name, config | {"model_type": {"language": "qwen2", "vision": "clip"}.get(name, "hubert")}, tensors
         )

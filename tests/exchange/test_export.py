@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 
 from affectgpt_jax.cli import main
+from affectgpt_jax.config import save_config
+from affectgpt_jax.data.tokenizer import open_tokenizer
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.exchange.export import KINDS, export, open_whole
 from affectgpt_jax.exchange.parity import compare
 from affectgpt_jax.exchange.sources import read_export
 from affectgpt_jax.inference.runs import open_trained, write_run
-from affectgpt_jax.weights.files import INDEX, SafetensorsFolder
+from affectgpt_jax.models.affectgpt import AffectGPT
+from affectgpt_jax.weights.files import INDEX, Item, SafetensorsFolder, read_file, write_file, write_folder
 from affectgpt_jax.weights.table import paths
 from tests.exchange.runs import STEP, golden_run, write_bases
 from tests.parity import goldens
@@ -135,6 +139,7 @@ def test_the_authors_checkpoints(bases: Path, tmp_path: Path) -> None:
         write_run(golden_run(name, bases), tmp_path / f"{name}-config")
         config = tmp_path / f"{name}-config" / "config.yaml"
         trained = read_export(file, str(config))
+        assert trained.step == STEP  # one epoch
         expected = goldens.arrays(name)
         again = tmp_path / name
         write_run(trained, again)
@@ -158,8 +163,6 @@ def test_a_checkpoint_of_another_rank(bases: Path, tmp_path: Path) -> None:
     decoder = trained.config.model.decoder.model_copy(update={"lora": lora})
     model = trained.config.model.model_copy(update={"decoder": decoder})
     write_config = trained.config.model_copy(update={"model": model})
-    from affectgpt_jax.config import save_config
-
     save_config(write_config, tmp_path / "config.yaml")
     with pytest.raises(UserError, match=r"decoder\.lora\.rank: 4 in the file, expected 8"):
         read_export(file, str(tmp_path / "config.yaml"))
@@ -193,47 +196,49 @@ def test_interrupted_and_existing(run: Path, tmp_path: Path, monkeypatch: pytest
     assert sorted(os.listdir(tmp_path)) == ["out"]
 
 
-def test_peft_opens_the_adapter(run: Path, merged: Path, bases: Path, tmp_path: Path) -> None:
-    """PEFT on transformers' base model, and transformers on the merged one, compute our logits."""
+@pytest.mark.parametrize("name", SETTINGS)
+def test_others_compute_our_logits(name: str, bases: Path, tmp_path: Path) -> None:
+    """PEFT on transformers' base model, transformers on the merged one, and the whole model in one folder."""
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
-    out = tmp_path / "adapter"
-    export(run, out, "adapter", parity=False)
-    base = transformers.Qwen2ForCausalLM.from_pretrained(bases / "language", dtype=torch.float32)
-    wrapped = peft.PeftModel.from_pretrained(base, out).eval()
-    merged_model, loading = transformers.Qwen2ForCausalLM.from_pretrained(
-        merged, dtype=torch.float32, output_loading_info=True
+    write_run(golden_run(name, bases), tmp_path / "run")
+    for kind in ("adapter", "merged", "transformers"):
+        export(tmp_path / "run", tmp_path / kind, kind, parity=False)
+    language = transformers.Qwen2ForCausalLM
+    base = language.from_pretrained(bases / "language", dtype=torch.float32)
+    merged, loading = language.from_pretrained(tmp_path / "merged", dtype=torch.float32, output_loading_info=True)
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    whole, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "transformers", trust_remote_code=True, output_loading_info=True
     )
     assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    opened = open_whole(open_trained(run))
-    g = goldens.golden("att_att")
-    batch = goldens.batch(g)
-    embeds = torch.from_numpy(g.data["out/inputs_embeds"])
-    mask = torch.from_numpy(g.data["in/attention_masks"])
-    from affectgpt_jax.models.affectgpt import AffectGPT
 
-    apply = jax.jit(lambda p, b: AffectGPT(opened.config.model).apply({"params": p}, b, method="logits"))
-    ours = np.asarray(apply(opened.params, batch))[mask.numpy()]
+    g = goldens.golden(name)
+    batch = goldens.batch(g)
+    opened = open_whole(open_trained(tmp_path / "run"))
+    network = AffectGPT(opened.config.model)
+    ours = jax.jit(lambda p, b: network.apply({"params": p}, b, method="logits"))(opened.params, batch)
+    mask = torch.from_numpy(g.data["in/attention_masks"])
+    expected = np.asarray(ours)[mask.numpy()]
+    embeds = torch.from_numpy(g.data["out/inputs_embeds"])
+    features = {stream: torch.from_numpy(np.array(x)) for stream, x in goldens.encoder_features(g).items()}
+    ids = torch.from_numpy(g.data["in/input_ids"])
     with torch.no_grad():
-        for model in (wrapped, merged_model.eval()):
-            theirs = model(inputs_embeds=embeds, attention_mask=mask).logits[mask].numpy()
-            np.testing.assert_allclose(theirs, ours, atol=1e-4, rtol=0)
+        for model in (peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval(), merged.eval()):
+            found = model(inputs_embeds=embeds, attention_mask=mask).logits[mask].numpy()
+            np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+        found = whole.eval()(ids, attention_mask=mask, features=features).logits[mask].numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
 
 def test_transformers_opens_the_tokenizer(merged: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
-    ours = open_trained_tokenizer(merged)
+    ours = open_tokenizer(merged)
     text = "Hello there<FaceHere> and ###Assistant: "
     assert tokenizer(text)["input_ids"] == ours.encode(text)
     assert tokenizer.convert_tokens_to_ids("<FaceHere>") == ours.placeholders["face"]
-
-
-def open_trained_tokenizer(folder: Path) -> Any:
-    from affectgpt_jax.data.tokenizer import open_tokenizer
-
-    return open_tokenizer(folder)
 
 
 def test_bfloat16_base_and_shards(run: Path, tmp_path: Path) -> None:
@@ -277,6 +282,43 @@ def test_bad_input(run: Path, merged: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(["export", str(run), str(tmp_path / "out"), "--as", "adapter", "--dtype", "bfloat16"]) == 2
     assert "keeps float32" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_of_another_kind(run: Path, merged: Path, tmp_path: Path) -> None:
+    """A base whose config.json says another width, or promises more digits than its files hold."""
+    language = open_trained(run).config.weights.language
+    assert language
+    for key, value, message in (
+        ("hidden_size", 32, r"lora_A\.default\.weight: \(4, 64\), expected \(4, 32\)"),
+        ("torch_dtype", "float32", r"promises float32, but lm_head\.weight is bfloat16"),
+    ):
+        folder = tmp_path / key
+        shutil.copytree(language, folder)
+        config = json.loads((folder / "config.json").read_text()) | {key: value}
+        if key == "torch_dtype":
+            halved = {name: np.asarray(x).astype(ml_dtypes.bfloat16) for name, x in SafetensorsFolder(language).items()}
+            write_folder(folder, config, dict(sorted(halved.items())))
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match=message):
+            open_whole(read_export(run_with(run, tmp_path / f"{key}-run", folder), str(tmp_path / f"{key}-run.yaml")))
+    halved = {
+        name: np.asarray(x).astype(np.float16)
+        for name, x in read_file(merged / "fusion" / "fusion.safetensors").items()
+    }
+    shutil.copytree(merged, tmp_path / "half")
+    items = [Item(name, x.shape, x.dtype, lambda x=x: x) for name, x in halved.items()]
+    write_file(tmp_path / "half" / "fusion" / "fusion.safetensors", items)
+    with pytest.raises(UserError, match=r"fusion\.safetensors must be float32"):
+        read_export(tmp_path / "half")
+
+
+def run_with(run: Path, out: Path, language: Path) -> Path:
+    """An adapter export of a run, and a config beside it that names another base."""
+    export(run, out, "adapter", parity=False)
+    config = open_trained(run).config
+    weights = config.weights.model_copy(update={"language": str(language)})
+    save_config(config.model_copy(update={"weights": weights}), out.with_suffix(".yaml"))
+    return out
 
 
 def test_compare_counts_clear_choices() -> None:
