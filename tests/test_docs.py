@@ -1,4 +1,4 @@
-"""Every command of the README runs as it stands there, at a size that a test can afford."""
+"""Every command of README and docs runs as it stands there, at a size that a test can afford."""
 
 import re
 import shlex
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from affectgpt_jax.cli import main
+from affectgpt_jax.cli import COMMANDS, main
 from tests.conftest import ROOT, reference_folder
 
 SMALLER = {
@@ -18,11 +18,15 @@ SMALLER = {
 """Options that come last and so win."""
 
 
-def commands(program: str) -> list[list[str]]:
-    """Lines of the README's code that call a program, without comments."""
-    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    inline = re.findall(r"`((?:affectgpt|make|pip) [^`]+)`", (ROOT / "README.md").read_text())
-    lines = [line for block in blocks for line in block.splitlines()] + inline
+def commands(program: str, *files: str) -> list[list[str]]:
+    """Lines of code that call a program, without comments; in the README also those within a sentence."""
+    lines = []
+    for file in files or ("README.md",):
+        text = (ROOT / file).read_text()
+        blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        lines += [line for block in blocks for line in block.splitlines()]
+        if file == "README.md":
+            lines += re.findall(r"`((?:affectgpt|make|pip) [^`]+)`", text)
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words[:1] == [program]]
 
 
@@ -31,7 +35,7 @@ def test_the_demo_step_by_step(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     seen = set()
-    for _, name, *words in commands("affectgpt"):
+    for _, name, *words in commands("affectgpt", "README.md", "docs/conversion.md"):
         if name in ("score", "wheel"):
             continue
         if name == "predict":
@@ -39,7 +43,7 @@ def test_the_demo_step_by_step(
             words = [word.replace("runs/demo/corpus/video/CLIP.mp4", str(clips[-1])) for word in words]
         assert main([name, *words, *SMALLER.get(name, [])]) == 0, (name, words, capsys.readouterr().err)
         seen.add(name)
-    assert seen == {"synth", "towers", "prepare", "train", "evaluate", "predict", "report"}
+    assert seen == set(COMMANDS) - {"score", "wheel"}
     for file in ("report.html", "scores.json", "answers.jsonl", "config.yaml", "metrics.jsonl"):
         assert (tmp_path / "runs" / "demo" / file).is_file(), file
 

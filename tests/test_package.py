@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from affectgpt_jax.cli import COMMANDS
 from tests.conftest import ROOT
 from tests.tiny_run import make_tiny, tiny_config
 
@@ -26,9 +27,7 @@ def test_training_and_preparing_need_neither_torch_nor_tensorflow() -> None:
     assert "tensorflow" not in loaded
 
 
-@pytest.mark.parametrize(
-    "command", ["synth", "towers", "prepare", "train", "evaluate", "predict", "report", "score", "wheel"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "affectgpt_jax.cli", command, "--help"], capture_output=True, text=True, check=False
