@@ -23,6 +23,9 @@ SETTINGS = "affectgpt.yaml"
 """The run's resolved config, in every export."""
 
 
+_UNSAID = ("qformer.", "positions.", "decoder.lora.")
+
+
 def kind_of(source: Path) -> str:
     """What lies there: "adapter", "merged", "transformers" or "pth".
 
@@ -67,12 +70,10 @@ def read_export(source: Path, config: str | None = None, overrides: Sequence[str
         found = load_config(config, overrides)
     elif checkpoint and checkpoint.config:
         values, _ = import_reference(checkpoint.config, str(file))
+        # Sizes that are constants of their code, not settings; the shapes show them.
         seen = infer_settings(checkpoint.tensors, str(file))
-        # Their settings do not say these; the shapes do.
-        for key, value in (("rank", seen["decoder.lora.rank"]), ("targets", seen["decoder.lora.targets"])):
-            if value is not None:
-                values.setdefault("model", {}).setdefault("decoder", {}).setdefault("lora", {})[key] = value
-        found = build_config(values, str(file), overrides)
+        sizes = {key: x for key, x in seen.items() if x is not None and key.startswith(_UNSAID)}
+        found = build_config(values, str(file), [*(f"model.{key}={_yaml(x)}" for key, x in sizes.items()), *overrides])
     else:
         raise UserError(f"{source} has no {SETTINGS}; name the run's config with --config")
     match kind:
@@ -84,6 +85,10 @@ def read_export(source: Path, config: str | None = None, overrides: Sequence[str
             return _from_transformers(source, found)
     assert checkpoint
     return _from_pth(str(file), checkpoint.tensors, checkpoint.epoch, found)
+
+
+def _yaml(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 def _from_adapter(source: Path, config: RunConfig) -> Trained:
