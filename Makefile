@@ -1,5 +1,6 @@
 # make demo       the whole program on a synthetic corpus: corpus, towers, shards, training, scores, report
 # make test       lint, types, import contract, fast tests (default interpreter)
+# make slow       tests that take longer, such as every command of the README
 # make test-all   the same plus slow tests, on every interpreter of PYTHONS that is installed
 # make bench      benchmarks that run on a CPU
 # make lock       resolve the lock of the default interpreter anew
@@ -13,7 +14,7 @@ LOCK := requirements/py$(VERSION).lock
 STAMP := $(shell cat $(LOCK) pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 WORKERS ?= 2
 
-.PHONY: demo demo-prefusion test test-all lint types contract pytest bench lock clean
+.PHONY: demo demo-prefusion test test-all lint types contract pytest slow bench lock clean
 
 demo: $(VENV)/.run-$(STAMP)
 	$(BIN)/python -m scripts.demo
@@ -36,11 +37,13 @@ contract: $(VENV)/.dev-$(STAMP)
 pytest: $(VENV)/.dev-$(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu"
 
+slow: $(VENV)/.dev-$(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu"
+
 test-all:
 	set -e; for python in $(PYTHONS); do \
 	  if command -v $$python >/dev/null && $$python -c 'import pip' 2>/dev/null; then \
-	    $(MAKE) test PYTHON=$$python VENV=.venv-$$python; \
-	    .venv-$$python/bin/python -m pytest -n $(WORKERS) -m "slow and not gpu"; \
+	    $(MAKE) test slow PYTHON=$$python VENV=.venv-$$python; \
 	  else echo "$$python is not installed: skipped"; fi; done
 
 bench: $(VENV)/.dev-$(STAMP)

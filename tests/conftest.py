@@ -1,6 +1,9 @@
 """Folders of reference material, and settings every test shares."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# transformers copies the code of a folder that it trusts into a package of this one folder, set before its import.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="affectgpt-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 
 def reference_folder(variable: str, default: str) -> Path:

@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "write a run's weights for PEFT, transformers, vLLM or the authors' code",
     "convert": "bring weights and settings from elsewhere",
     "verify": "check an exported folder against its report",
+    "verify-release": "check the authors' weights against their published answers",
     "report": "write a run's HTML report",
     "score": "score prediction files on MER-UniBench",
     "wheel": "show how words map onto the emotion wheels",
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command, help_text in COMMANDS.items():
         sub = commands.add_parser(command, help=help_text, description=help_text)
         if command == name:
-            module = importlib.import_module(f"affectgpt_jax.cli.{command}")
+            module = importlib.import_module(f"affectgpt_jax.cli.{command.replace('-', '_')}")
             sub.description = module.__doc__
             sub.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(sub)

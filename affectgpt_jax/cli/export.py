@@ -7,7 +7,9 @@
 
 OUT appears only when it is complete. Beside the weights lies a report, parity.json: hashes of all files, and how the
 logits of the folder, opened again, differ from the run's in float32 and in bfloat16. `affectgpt verify OUT` checks it,
-`affectgpt convert weights OUT RUN` makes a run of it again.
+`affectgpt convert weights OUT RUN` makes a run of it again. README.md is a model card from what the run recorded.
+
+    affectgpt export RUN OUT --as adapter --to-hub yourname/NAME --private
 """
 
 import argparse
@@ -29,12 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-parity", action="store_true", help="do not open OUT again; that needs memory for the whole model"
     )
+    parser.add_argument("--to-hub", metavar="OWNER/NAME", help="also upload OUT to the Hugging Face Hub")
+    parser.add_argument("--private", action="store_true", help="make the repository a private one")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be uploaded; send nothing")
 
 
 def run(args: argparse.Namespace) -> int:
     """Export and print what the comparison found."""
+    from affectgpt_jax.errors import UserError
     from affectgpt_jax.exchange.export import export
 
+    if (args.private or args.dry_run) and not args.to_hub:
+        raise UserError("--private and --dry-run are about an upload; give --to-hub OWNER/NAME, too")
     report = export(
         args.run,
         Path(args.out),
@@ -47,6 +55,10 @@ def run(args: argparse.Namespace) -> int:
     if report:
         print_differences(report["differences"])
     print(f"written: {args.out}")
+    if args.to_hub:
+        from affectgpt_jax.exchange.hub import push
+
+        print(push(Path(args.out), args.to_hub, private=args.private, dry_run=args.dry_run))
     return 0
 
 

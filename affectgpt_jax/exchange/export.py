@@ -15,8 +15,10 @@ from affectgpt_jax.config.reference import export_reference
 from affectgpt_jax.config.run import MeshConfig, RunConfig
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.exchange.adapter import write_adapter
+from affectgpt_jax.exchange.card import model_card
 from affectgpt_jax.exchange.folders import whole_folder
 from affectgpt_jax.exchange.fusion import fusion_config, fusion_items, write_fusion
+from affectgpt_jax.exchange.hub import CARD
 from affectgpt_jax.exchange.language import (
     generation_config,
     language_config,
@@ -75,10 +77,12 @@ def export(
     with whole_folder(out, overwrite=overwrite) as folder:
         _WRITERS[kind](trained, folder, dtype)
         save_config(_portable(trained.config), folder / SETTINGS)
-        if not parity:
-            return None
-        facts = {"run": str(run), "step": trained.step, "base": _base(trained.config)}
-        return write_report(folder, kind, open_whole(trained), open_whole(read_export(folder)), facts)
+        report = None
+        if parity:
+            facts = {"run": str(run), "step": trained.step, "base": _base(trained.config)}
+            report = write_report(folder, kind, open_whole(trained), open_whole(read_export(folder)), facts)
+        (folder / CARD).write_text(model_card(Path(run), trained, kind, report), encoding="utf-8")
+        return report
 
 
 def open_whole(trained: Trained) -> Opened:

@@ -57,7 +57,7 @@ def _merged(
     if (a := flat.get(f"{linear}/lora_a")) is not None:
         delta = np.asarray(flat[f"{linear}/lora_b"][layer]).T @ np.asarray(a[layer]).T
         tensor = tensor.astype(np.float32) + delta * np.float32(lora.alpha / lora.rank)
-    return tensor.astype(dtype)
+    return tensor.astype(dtype, copy=False)
 
 
 def language_config(trained: Trained, dtype: str | None = None) -> dict[str, Any]:

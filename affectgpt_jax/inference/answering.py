@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from affectgpt_jax.config import RunConfig
 from affectgpt_jax.data.examples import Conversation, Example, Rejected, prompt_example
 from affectgpt_jax.data.prompts import matching_mode, needs
 from affectgpt_jax.data.responses import response_labels, response_text
@@ -54,6 +55,65 @@ class Answer(NamedTuple):
     note: str = ""
 
 
+def make_prompt(run: Run, query: Query, max_new: int) -> Example | Rejected:
+    """The prompt; it speaks only of what the sample has, unless the model learned what absence looks like.
+
+    Args:
+      run: an opened run.
+      query: the question.
+      max_new: tokens of the answer at most; the prompt leaves room for them.
+    """
+    config = run.config
+    mode = config.model.mode if config.model.absent else matching_mode(config.model.mode, query.features)
+    if mode is None:
+        return Rejected(
+            query.name,
+            f"has nothing that mode {config.model.mode!r} could go by; a model trained with model.absent=true and "
+            "data.hide could answer all the same",
+        )
+    conversation = Conversation(query.name, mode, query.subtitle, query.question)
+    example = prompt_example(
+        conversation, model_layout(config), run.tokenizer, compat=config.compat, max_new_tokens=max_new
+    )
+    if isinstance(example, Rejected) or mode == config.model.mode:
+        return example
+    note = f"asked in mode {mode!r}, for the model learned nothing to put in place of what is absent"
+    return example._replace(note="; ".join(filter(None, [note, example.note])))
+
+
+def stack_prompts(config: RunConfig, items: Sequence[tuple[Query, Example]], rows: int) -> Prompts:
+    """Prompts as the model reads them, padded to a multiple of `BUCKET` tokens.
+
+    Args:
+      config: the run's.
+      items: questions with their prompts.
+      rows: of the batch; what `items` leaves is padding.
+    """
+    counts = {stream.modality: stream.count for stream in map(parse_stream, config.prepare.streams)}
+    widths = {"audio": config.model.audio_width}
+    streams = needs(config.model.mode).streams
+    shapes = {name: (counts[name], widths.get(name, config.model.vision_width)) for name in streams}
+    length = -(-max(len(example.tokens) for _, example in items) // BUCKET) * BUCKET
+    prompts = Prompts(
+        tokens=np.zeros((rows, length), np.int32),
+        soft_index=np.zeros((rows, length), np.int32),
+        used=np.zeros((rows, length), bool),
+        features={name: np.zeros((rows, 1, *shape), np.float32) for name, shape in shapes.items()},
+        present={name: np.zeros((rows, 1), bool) for name in shapes},
+    )
+    prompts.used[:, 0] = True  # a padding row reads one token and is thrown away
+    for row, (query, example) in enumerate(items):
+        size = len(example.tokens)
+        prompts.tokens[row, :size] = example.tokens
+        prompts.soft_index[row, :size] = example.soft_index
+        prompts.used[row, :size] = True
+        for name, features in query.features.items():
+            if name in shapes:
+                prompts.features[name][row, 0] = features
+                prompts.present[name][row, 0] = True
+    return prompts
+
+
 class Answerer:
     """A run with its compiled generation. Answers do not depend on the company a query is in."""
 
@@ -68,16 +128,11 @@ class Answerer:
           seed: of sampling; a query's draws depend on it and on its place in the sequence of queries.
         """
         self._run, self._batch, self._max_new, self._seed = run, batch, max_new, seed
-        self._layout = model_layout(run.config)
         ends = ((token,) for token in run.tokenizer.end_ids)
         self._generate = make_generate(
             run.model, max_new=max_new, stop=[*run.tokenizer.stop_sequences, *ends], sampling=sampling
         )
         self._streams = needs(run.config.model.mode).streams
-        prepared = map(parse_stream, run.config.prepare.streams)
-        counts = {stream.modality: stream.count for stream in prepared}
-        widths = {"audio": run.config.model.audio_width}
-        self._shapes = {name: (counts[name], widths.get(name, run.config.model.vision_width)) for name in self._streams}
 
     def __call__(
         self, queries: Sequence[Query], report: Callable[[int], None] | None = None
@@ -91,7 +146,9 @@ class Answerer:
         Returns:
           For each query its answer, or why it cannot be asked; that never keeps the others from being answered.
         """
-        outcomes: list[Example | Answer | Rejected] = [self._prompt(query) for query in queries]
+        outcomes: list[Example | Answer | Rejected] = [
+            make_prompt(self._run, query, self._max_new) for query in queries
+        ]
         examples = {i: made for i, made in enumerate(outcomes) if isinstance(made, Example)}
         # Queries of like length share a call; results go back to their places.
         order = sorted(examples, key=lambda i: len(examples[i].tokens))
@@ -103,45 +160,9 @@ class Answerer:
                 report(len(queries) - len(order) + start + len(chosen))
         return [outcome for outcome in outcomes if not isinstance(outcome, Example)]
 
-    def _prompt(self, query: Query) -> Example | Rejected:
-        """The prompt; it speaks only of what the sample has, unless the model learned what absence looks like."""
-        config = self._run.config
-        mode = config.model.mode if config.model.absent else matching_mode(config.model.mode, query.features)
-        if mode is None:
-            return Rejected(
-                query.name,
-                f"has nothing that mode {config.model.mode!r} could go by; a model trained with model.absent=true and "
-                "data.hide could answer all the same",
-            )
-        conversation = Conversation(query.name, mode, query.subtitle, query.question)
-        example = prompt_example(
-            conversation, self._layout, self._run.tokenizer, compat=config.compat, max_new_tokens=self._max_new
-        )
-        if isinstance(example, Rejected) or mode == config.model.mode:
-            return example
-        note = f"asked in mode {mode!r}, for the model learned nothing to put in place of what is absent"
-        return example._replace(note="; ".join(filter(None, [note, example.note])))
-
     def _call(self, items: Sequence[tuple[int, Query, Example]]) -> Iterable[Answer]:
         rows = self._batch
-        length = -(-max(len(example.tokens) for _, _, example in items) // BUCKET) * BUCKET
-        prompts = Prompts(
-            tokens=np.zeros((rows, length), np.int32),
-            soft_index=np.zeros((rows, length), np.int32),
-            used=np.zeros((rows, length), bool),
-            features={name: np.zeros((rows, 1, *shape), np.float32) for name, shape in self._shapes.items()},
-            present={name: np.zeros((rows, 1), bool) for name in self._shapes},
-        )
-        prompts.used[:, 0] = True  # a padding row reads one token and is thrown away
-        for row, (_, query, example) in enumerate(items):
-            size = len(example.tokens)
-            prompts.tokens[row, :size] = example.tokens
-            prompts.soft_index[row, :size] = example.soft_index
-            prompts.used[row, :size] = True
-            for name, features in query.features.items():
-                if name in self._shapes:
-                    prompts.features[name][row, 0] = features
-                    prompts.present[name][row, 0] = True
+        prompts = stack_prompts(self._run.config, [(query, example) for _, query, example in items], rows)
         numbers = np.zeros(rows, np.uint32)
         numbers[: len(items)] = [number for number, _, _ in items]
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self._seed), numbers)

@@ -319,6 +319,7 @@ def write_file(path: Path, items: Sequence[Item]) -> None:
                     f"{path}: {item.name} came out as {array.dtype} {array.shape}, expected {item.dtype} {item.shape}"
                 )
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            del array  # before the next one is read
 
 
 def write_folder(folder: str | Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:

@@ -98,6 +98,17 @@ def test_parity_reports(kind: Any, run: Path, tmp_path: Path) -> None:
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 
+def test_an_upload_is_listed_first(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["export", str(run), str(tmp_path / "out"), "--as", "adapter"]
+    assert main([*words, "--to-hub", "someone/model", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "adapter_model.safetensors" in shown
+    assert "README.md" in shown
+    assert "nothing was sent" in shown
+    assert main([*words, "--overwrite", "--private"]) == 2
+    assert "give --to-hub" in capsys.readouterr().err
+
+
 def test_verify_notices(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A changed number in the weights is found twice: by its hash and by what it computes."""
     file = merged / "fusion" / "fusion.safetensors"

@@ -94,14 +94,11 @@ def load(folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _surroundings(tmp_path_factory):
-    """transformers copies the folder's code before it imports it, here not into the home folder; tiny models want one
-    thread."""
+def _one_thread():
+    """Tiny models want one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        yield
+    yield
     torch.set_num_threads(threads)
 
 
