@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.weights.table import paths
 
 
 class Restored(NamedTuple):
@@ -84,6 +85,9 @@ class Checkpoints:
         if step is None or step not in self._manager.all_steps():
             steps = ", ".join(map(str, self._manager.all_steps())) or "none"
             raise UserError(f"{self.folder}: no checkpoint{'' if step is None else f' of step {step}'}; found: {steps}")
+        for name, tree in abstract.items():
+            if _nested_dictionaries(tree):
+                self._check(self.folder / str(step) / name, tree)
         try:
             trees = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
             found = self._manager.restore(step, args=ocp.args.Composite(**trees, facts=ocp.args.JsonRestore()))
@@ -94,6 +98,23 @@ class Checkpoints:
             ) from error
         return Restored(step, {name: found[name] for name in abstract}, found.facts)
 
+    def _check(self, item: Path, abstract: dict[str, Any]) -> None:
+        """Compare the names and shapes of a stored tree with those wanted, before any of it is read."""
+        with _without_warnings(), ocp.StandardCheckpointer() as reader:
+            found = dict(reader.metadata(item).item_metadata)
+        stored = {path: tuple(leaf.shape) for path, leaf in paths(found).items()}
+        wanted = {path: tuple(leaf.shape) for path, leaf in paths(abstract).items()}
+        both = [path for path in wanted if path in stored]
+        wrong = [f"{path}: {stored[path]}, expected {wanted[path]}" for path in both if stored[path] != wanted[path]]
+        wrong += [f"{path} is missing" for path in wanted if path not in stored]
+        wrong += [f"{path} is not wanted" for path in stored if path not in wanted]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise UserError(
+                f"{item} does not fit this model; did model, weights or train.trainable change? "
+                f"({'; '.join(wrong[:3])}{more})"
+            )
+
     def wait(self) -> None:
         """Wait until everything is on disk; an error of the last save surfaces here."""
         self._manager.wait_until_finished()
@@ -101,6 +122,11 @@ class Checkpoints:
     def close(self) -> None:
         """Wait and release the folder."""
         self._manager.close()
+
+
+def _nested_dictionaries(tree: Any) -> bool:
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return all(isinstance(key, jax.tree_util.DictKey) for path, _ in leaves for key in path)
 
 
 @contextlib.contextmanager
