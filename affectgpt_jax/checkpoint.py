@@ -92,10 +92,7 @@ class Checkpoints:
             trees = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
             found = self._manager.restore(step, args=ocp.args.Composite(**trees, facts=ocp.args.JsonRestore()))
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.folder / str(step)} does not fit this model; did model, weights or train.trainable change? "
-                f"({str(error).splitlines()[0]})"
-            ) from error
+            raise _unfit(self.folder / str(step), str(error).splitlines()[0]) from error
         return Restored(step, {name: found[name] for name in abstract}, found.facts)
 
     def _check(self, item: Path, abstract: dict[str, Any]) -> None:
@@ -110,10 +107,7 @@ class Checkpoints:
         wrong += [f"{path} is not wanted" for path in stored if path not in wanted]
         if wrong:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise UserError(
-                f"{item} does not fit this model; did model, weights or train.trainable change? "
-                f"({'; '.join(wrong[:3])}{more})"
-            )
+            raise _unfit(item, "; ".join(wrong[:3]) + more)
 
     def wait(self) -> None:
         """Wait until everything is on disk; an error of the last save surfaces here."""
@@ -122,6 +116,10 @@ class Checkpoints:
     def close(self) -> None:
         """Wait and release the folder."""
         self._manager.close()
+
+
+def _unfit(place: Path, why: str) -> UserError:
+    return UserError(f"{place} does not fit this model; did model, weights or train.trainable change? ({why})")
 
 
 def _nested_dictionaries(tree: Any) -> bool:

@@ -49,6 +49,7 @@ def _config(args: argparse.Namespace) -> int:
     import yaml
 
     from affectgpt_jax.config import build_config
+    from affectgpt_jax.config.loading import with_overrides
     from affectgpt_jax.config.reference import import_reference
 
     path = Path(args.source)
@@ -59,7 +60,8 @@ def _config(args: argparse.Namespace) -> int:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
     settings, notes = import_reference(values, str(path))
-    build_config(settings, str(path), args.overrides)
+    settings = with_overrides(settings, args.overrides)
+    build_config(settings, str(path))
     text = "".join(f"# {note}\n" for note in notes) + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     if args.out is None:
         sys.stdout.write(text)

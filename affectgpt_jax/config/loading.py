@@ -6,6 +6,7 @@ over that. Overrides are dotted keys: `train.steps=200`.
 
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, get_args
 
@@ -78,6 +79,11 @@ def _override(text: str) -> dict[str, Any]:
     return nested
 
 
+def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Values with dotted overrides merged over them, in order."""
+    return reduce(_merge, map(_override, overrides), dict(values))
+
+
 def _fields(section: type[Section], path: Sequence[str | int]) -> dict[str, Any]:
     """Fields of the section that a path of keys leads to; empty where it leads to no section."""
     for part in path:
@@ -132,8 +138,7 @@ def build_config(values: Mapping[str, Any], origin: str, overrides: Sequence[str
     Raises:
       UserError: one line a problem, each with the key, what was found and the nearest valid key.
     """
-    for text in overrides:
-        values = _merge(values, _override(text))
+    values = with_overrides(values, overrides)
     origin = f"{origin} with {' '.join(overrides)}" if overrides else origin
     try:
         return RunConfig.model_validate(values)

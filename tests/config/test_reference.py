@@ -8,7 +8,8 @@ import jax
 import pytest
 import yaml
 
-from affectgpt_jax.config import RunConfig, build_config
+from affectgpt_jax.cli import main
+from affectgpt_jax.config import RunConfig, build_config, load_config
 from affectgpt_jax.config.networks import DecoderConfig, LoraConfig, ModelConfig, QFormerConfig
 from affectgpt_jax.config.reference import export_reference, import_reference
 from affectgpt_jax.errors import UserError
@@ -403,3 +404,18 @@ def test_our_settings_in_their_words_come_back(mode: str, kind: str) -> None:
     assert found.train.optimizer == config.train.optimizer
     assert (found.train.steps, found.train.seed) == (config.train.steps, config.train.seed)
     assert not any("unknown here" in line for line in notes)
+
+
+def test_the_command_writes_what_trains(tmp_path: Path) -> None:
+    """Settings on the command line are in the file, and the file is a config."""
+    theirs, ours = tmp_path / "theirs.yaml", tmp_path / "ours.yaml"
+    theirs.write_text(yaml.safe_dump(settings()))
+    words = ["convert", "config", str(theirs), str(ours), "train.seed=7", "weights.language=/models/qwen"]
+    assert main(words) == 0
+    found = load_config(ours)
+    assert found.train.seed == 7
+    assert found.weights.language == "/models/qwen"
+    assert found.train.optimizer.schedule == "reference"
+    assert main(words) == 2  # it is there already
+    assert main([*words[:4], "train.seeed=7", "--overwrite"]) == 2
+    assert load_config(ours) == found

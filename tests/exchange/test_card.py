@@ -30,6 +30,7 @@ from affectgpt_jax.weights.table import paths
 from tests.conftest import ROOT
 from tests.exchange.runs import golden_run, write_bases
 from tests.media_files import pictures, tone, write_faces, write_video
+from tests.parity import goldens
 from tests.tiny_run import make_tiny, tiny_config
 
 
@@ -51,12 +52,15 @@ def data_of(card: str) -> dict[str, Any]:
 # The code
 
 
+FACES = goldens.find(mode="multiface_audio_face_text")
+
+
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run over golden weights, and a clip."""
     folder = tmp_path_factory.mktemp("golden")
     write_bases(folder)
-    write_run(golden_run("att_att", folder), folder / "run")
+    write_run(golden_run(FACES, folder), folder / "run")
     write_video(folder / "clip.mp4", sound=tone(2.0, 44_100)[None])
     write_faces(folder / "faces.npy", np.stack([pictures(9, 60, 60)] * 3, axis=-1))
     return folder
@@ -88,7 +92,7 @@ def test_the_code_runs_as_it_stands(kind: Any, golden: Path, logits: np.ndarray,
     card = model_card(golden / "run", open_trained(golden / "run"), kind, None)
     names = {"FOLDER": tmp_path / "FOLDER", "RUN": tmp_path / "RUN", "CLIP.mp4": golden / "clip.mp4"}
     names |= {"FACES.npy": golden / "faces.npy", "LANGUAGE": golden / "language", "VISION": golden / "vision"}
-    names |= {"AUDIO": golden / "audio", "TOKENIZER": ROOT / golden_run("att_att", golden).config.weights.tokenizer}
+    names |= {"AUDIO": golden / "audio", "TOKENIZER": ROOT / golden_run(FACES, golden).config.weights.tokenizer}
 
     def filled(code: str) -> str:
         return re.sub(r"\b(" + "|".join(map(re.escape, names)) + r")\b", lambda m: str(names[m[0]]), code)

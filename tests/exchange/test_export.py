@@ -25,6 +25,7 @@ from affectgpt_jax.weights.table import paths
 from tests.exchange.runs import STEP, golden_run, write_bases
 from tests.parity import goldens
 
+FACES = goldens.find(mode="multiface_audio_face_text")
 # Images come from no stream of a corpus, so no run has such a mode.
 SETTINGS = [name for name in goldens.settings() if goldens.golden(name).config.mode != "image"]
 
@@ -39,7 +40,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(bases: Path) -> Path:
     """A run folder of one setting."""
-    write_run(golden_run("att_att", bases), bases / "run")
+    write_run(golden_run(FACES, bases), bases / "run")
     return bases / "run"
 
 
@@ -173,7 +174,12 @@ def test_the_authors_checkpoints_alone(bases: Path, tmp_path: Path) -> None:
     for file in sorted(goldens.MODELS.glob("*.pth")):
         g = goldens.golden(file.name.split("_checkpoint")[0])
         # The number of heads shows in no shape; the published one is 12.
-        settings = [*folders, f"weights.tokenizer={goldens.MODELS / 'tokenizer_tiny'}", "model.qformer.heads=4"]
+        settings = [
+            *folders,
+            f"weights.tokenizer={goldens.MODELS / 'tokenizer_tiny'}",
+            f"model.mode={g.config.mode}",
+            f"model.qformer.heads={g.config.qformer.heads}",
+        ]
         run = tmp_path / file.stem
         assert main(["convert", "weights", str(file), str(run), *settings]) == 0
         opened = open_whole(open_trained(run))
@@ -183,14 +189,15 @@ def test_the_authors_checkpoints_alone(bases: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_rank(bases: Path, tmp_path: Path) -> None:
-    file = next(iter(sorted(goldens.MODELS.glob("att_att*.pth"))))
-    trained = golden_run("att_att", bases)
-    lora = trained.config.model.decoder.lora.model_copy(update={"rank": 8})
+    file = sorted(goldens.MODELS.glob("*.pth"))[0]
+    trained = golden_run(file.name.split("_checkpoint")[0], bases)
+    rank = trained.config.model.decoder.lora.rank
+    lora = trained.config.model.decoder.lora.model_copy(update={"rank": rank + 4})
     decoder = trained.config.model.decoder.model_copy(update={"lora": lora})
     model = trained.config.model.model_copy(update={"decoder": decoder})
     write_config = trained.config.model_copy(update={"model": model})
     save_config(write_config, tmp_path / "config.yaml")
-    with pytest.raises(UserError, match=r"decoder\.lora\.rank: 4 in the file, expected 8"):
+    with pytest.raises(UserError, match=rf"decoder\.lora\.rank: {rank} in the file, expected {rank + 4}"):
         read_export(file, str(tmp_path / "config.yaml"))
 
 
@@ -270,17 +277,18 @@ def test_transformers_opens_the_tokenizer(merged: Path) -> None:
 def test_bfloat16_base_and_shards(run: Path, tmp_path: Path) -> None:
     """Merged into bfloat16 the weights are the float32 sum rounded once; no clear choice of a token changes."""
     write_bases(tmp_path, ml_dtypes.bfloat16)
-    trained = golden_run("att_att", tmp_path)
+    trained = golden_run(FACES, tmp_path)
     write_run(trained, tmp_path / "run")
     report = export(tmp_path / "run", tmp_path / "out", "merged")
     assert report is not None
     assert report["differences"]["bfloat16"]["argmax_differs_clearly"] == 0
     assert not (tmp_path / "out" / INDEX).exists()
-    g = goldens.golden("att_att")
-    name = "model.layers.1.mlp.up_proj.weight"
-    adapter = "llama_model.base_model.model.model.layers.1.mlp.up_proj.lora_{}.default.weight"
+    g = goldens.golden(FACES)
+    name = "model.layers.0.mlp.up_proj.weight"
+    adapter = "llama_model.base_model.model.model.layers.0.mlp.up_proj.lora_{}.default.weight"
     base = goldens.base_weights("qwen/")[name].astype(ml_dtypes.bfloat16).astype(np.float32)
-    expected = base + 8 * (g.data["w/" + adapter.format("B")] @ g.data["w/" + adapter.format("A")])
+    lora = trained.config.model.decoder.lora
+    expected = base + lora.alpha / lora.rank * (g.data["w/" + adapter.format("B")] @ g.data["w/" + adapter.format("A")])
     found = SafetensorsFolder(tmp_path / "out")[name]
     assert found.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(np.asarray(found), expected.astype(ml_dtypes.bfloat16))
@@ -314,8 +322,9 @@ def test_a_base_of_another_kind(run: Path, merged: Path, tmp_path: Path) -> None
     """A base whose config.json says another width, or promises more digits than its files hold."""
     language = open_trained(run).config.weights.language
     assert language
+    width = goldens.base_configs()["qwen"]["hidden_size"]
     for key, value, message in (
-        ("hidden_size", 32, r"lora_A\.default\.weight: \(4, 64\), expected \(4, 32\)"),
+        ("hidden_size", width // 2, rf"lora_A\.default\.weight: \(\d+, {width}\), expected \(\d+, {width // 2}\)"),
         ("torch_dtype", "float32", r"promises float32, but lm_head\.weight is bfloat16"),
     ):
         folder = tmp_path / key

@@ -120,9 +120,10 @@ def texts(answers: Sequence[Answer | Rejected]) -> list[str]:
 def test_weights_of_an_export(folder: Path, predictions: Path, tmp_path: Path) -> None:
     """Weights that are no run folder, with settings on the command line: here batches of two."""
     from tests.exchange.runs import golden_run, write_bases  # skips where there are no goldens
+    from tests.parity import goldens
 
     write_bases(tmp_path)
-    write_run(golden_run("att_att", tmp_path), tmp_path / "run")
+    write_run(golden_run(goldens.find(mode="multiface_audio_face_text"), tmp_path), tmp_path / "run")
     export(tmp_path / "run", tmp_path / "out", "adapter", parity=False)
     counts = []
     pairs = answer_released(

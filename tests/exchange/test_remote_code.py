@@ -243,7 +243,7 @@ def test_full_size():
 
 
 def test_missing_and_superfluous_tensors_are_noticed(tmp_path):
-    g = goldens.golden("qf_qf")
+    g = goldens.golden(goldens.find(prefusion="qformer"))
     write(tmp_path / "bad", g, g.group("w/"))
     tensors = load_file(tmp_path / "bad" / "model.safetensors")
     lost = "fusion.multi_Qformer.bert.encoder.layer.1.crossattention.self.key.weight"
@@ -257,10 +257,11 @@ def test_missing_and_superfluous_tensors_are_noticed(tmp_path):
 @torch.no_grad()
 def test_absent_streams(tmp_path):
     """A model with features for absent streams gives the soft tokens ours gives."""
-    g = goldens.golden("qf_att")
+    g = goldens.golden(goldens.find(mode="multiframe_audio_frame_text"))
     g = g._replace(config=g.config.model_copy(update={"absent": True}))
     rng = np.random.default_rng(0)
-    widths = {"face": 24, "frame": 24, "audio": 32, "image": 24}
+    vision, audio = g.config.vision_width, g.config.audio_width
+    widths = {"face": vision, "frame": vision, "audio": audio, "image": vision}
     absent = {f"absent_{stream}": rng.standard_normal(width, np.float32) for stream, width in widths.items()}
     trained = g.group("w/") | absent
     write(tmp_path / "absent", g, trained)
@@ -268,7 +269,8 @@ def test_absent_streams(tmp_path):
     assert not any(info.values())
 
     features = reference_features(g)
-    present = {"frame": np.array([True, False]), "audio": np.array([False, True])}
+    first = np.arange(len(features["frame"])) == 0
+    present = {"frame": first, "audio": ~first}
     found = model.soft_tokens(features, {stream: tensor(x) for stream, x in present.items()})
     params = goldens.model_params(g, trained)["fusion"]
     ours = jax.jit(lambda *x: Fusion(g.config).apply({"params": params}, *x)[:, 0])
@@ -282,7 +284,7 @@ def test_absent_streams(tmp_path):
 @torch.no_grad()
 def test_bfloat16_and_saving_again(tmp_path):
     """The language model alone takes another type; what transformers saves opens again, its code with it."""
-    g = goldens.golden("qf_qf")
+    g = goldens.golden(goldens.find(prefusion="qformer"))
     write(tmp_path / "first", g, g.group("w/"))
     model, _ = load(tmp_path / "first", dtype=torch.bfloat16)
     types = {name: {p.dtype for p in part.parameters()} for name, part in model.named_children()}

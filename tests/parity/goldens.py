@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from affectgpt_jax.config.networks import (
     DecoderConfig,
@@ -41,6 +42,15 @@ def settings() -> list[str]:
 def on_device(tree: Any) -> Any:
     """Host arrays as jax's."""
     return jax.tree.map(jnp.asarray, tree)
+
+
+def find(**wanted: Any) -> str:
+    """The first setting whose model's config has these values; skips where none has."""
+    for name in settings():
+        config = golden(name).config
+        if all(getattr(config, key) == value for key, value in wanted.items()):
+            return name
+    pytest.skip(f"no golden setting with {wanted}")
 
 
 @cache

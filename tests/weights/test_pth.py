@@ -99,7 +99,7 @@ def as_numpy(value: Any) -> np.ndarray:
 
 def golden_files() -> list[Path]:
     files = sorted((reference_folder("AFFECTGPT_GOLDENS", "../shared/goldens") / "models").glob("*_checkpoint_*.pth"))
-    assert len(files) == 2
+    assert files
     return files
 
 
@@ -111,8 +111,8 @@ def test_golden_checkpoints_hold_the_golden_weights() -> None:
         with np.load(file.with_name(f"{name}.npz")) as arrays:
             before = {key.removeprefix("w/") for key in arrays if key.startswith("w/")}
             after = {key.removeprefix("w3/"): arrays[key] for key in arrays if key.startswith("w3/")}
-        buffers = {f"{part}_Qformer.bert.embeddings.position_ids" for part in ("video", "audio", "multi")}
-        assert set(checkpoint.tensors) == before | (buffers if name == "qf_qf" else set())
+        parts = [part for part in ("video", "audio", "multi") if f"{part}_query_tokens" in before]
+        assert set(checkpoint.tensors) == before | {f"{part}_Qformer.bert.embeddings.position_ids" for part in parts}
         assert after
         for key, expected in after.items():
             assert_same(checkpoint.tensors[key], expected, key)
