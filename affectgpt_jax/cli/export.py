@@ -9,7 +9,10 @@ OUT appears only when it is complete. Beside the weights lies a report, parity.j
 logits of the folder, opened again, differ from the run's in float32 and in bfloat16. `affectgpt verify OUT` checks it,
 `affectgpt convert weights OUT RUN` makes a run of it again. README.md is a model card from what the run recorded.
 
-    affectgpt export RUN OUT --as adapter --to-hub yourname/NAME --private
+    affectgpt export RUN OUT --as adapter --to-hub yourname --private
+
+uploads OUT, which then names no path of this machine, to a repository called after data, modalities, size and step;
+yourname/NAME calls it otherwise.
 """
 
 import argparse
@@ -31,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-parity", action="store_true", help="do not open OUT again; that needs memory for the whole model"
     )
-    parser.add_argument("--to-hub", metavar="OWNER/NAME", help="also upload OUT to the Hugging Face Hub")
+    parser.add_argument("--to-hub", metavar="OWNER[/NAME]", help="also upload OUT to the Hugging Face Hub")
     parser.add_argument("--private", action="store_true", help="make the repository a private one")
     parser.add_argument("--dry-run", action="store_true", help="list what would be uploaded; send nothing")
 
@@ -42,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from affectgpt_jax.exchange.export import export
 
     if (args.private or args.dry_run) and not args.to_hub:
-        raise UserError("--private and --dry-run are about an upload; give --to-hub OWNER/NAME, too")
+        raise UserError("--private and --dry-run are about an upload; give --to-hub OWNER, too")
     report = export(
         args.run,
         Path(args.out),
@@ -51,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         overwrite=args.overwrite,
         parity=not args.no_parity,
+        public=bool(args.to_hub),
     )
     if report:
         print_differences(report["differences"])

@@ -1,6 +1,7 @@
 """Check an exported folder: are its files those that were written, and does it still compute what the run computed?
 
     affectgpt verify OUT
+    affectgpt verify OUT weights.language=DIR   # downloaded: a folder it rests on lies elsewhere here
 
 The exit status is 1 if anything differs.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("export", metavar="OUT", help="folder of `affectgpt export`")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, for example weights.language=DIR")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -23,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
     folder = Path(args.export)
     report = read_report(folder)
-    verdict = check(folder, open_whole(read_export(folder)))
+    verdict = check(folder, open_whole(read_export(folder, overrides=args.overrides)))
     print(f"{folder}: {report['kind']}, step {report['step']}, {len(report['files'])} files")
     print_differences(verdict.found)
     for problem in verdict.problems:

@@ -112,7 +112,6 @@ _NOT_TAKEN = {
     r"(model|datasets)\.(.*\.)?((vis|img|image)_processor\..*|image_size)": (
         "the vision folder's own preprocessing decides; their random crop never reaches CLIP (QUIRKS 8)"
     ),
-    r"run\.amp": "they compute in float16 with a scaled loss, here model.decoder.dtype decides, without scaling",
     r"run\.(device|gpu|rank|world_size|dist_url|dist_backend|distributed)": (
         "devices are found at the start, and `mesh` divides them; train.rows counts over all devices, their "
         "batch_size_train on each"
@@ -210,6 +209,9 @@ def import_reference(values: Mapping[str, Any], origin: str) -> tuple[dict[str, 
             flat[ours] = value
     flat |= _data(theirs, notes) | _steps(theirs) | _adapters(theirs, notes)
     _folders(theirs, notes)
+    if theirs.left.pop("run.amp", False):
+        # Their float16 needs a scaled loss, bfloat16 does not.
+        flat["model.decoder.dtype"] = "bfloat16"
     if "train.rows" in flat:
         flat["data.group"] = flat["train.rows"]  # the loss is a mean over each of their batches
 
@@ -245,6 +247,7 @@ def export_reference(config: RunConfig) -> dict[str, Any]:
             "datasets.mercaptionplus.data_type": "video",
             "datasets.mercaptionplus.face_or_frame": config.model.mode,
             "datasets.mercaptionplus.label_type": labels,
+            "run.amp": config.model.decoder.dtype == "bfloat16",
             "run.max_epoch": -(-config.train.steps // epoch),
             "run.iters_per_epoch": epoch,
         }

@@ -18,6 +18,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from affectgpt_jax.data.prompts import BOS, END_OF_TEXT, EOS, PLACEHOLDERS, STOP
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.model_folders import model_folder
 
 # Qwen2's way to cut text into words, as its published tokenizer.json spells it.
 _WORDS = (
@@ -138,7 +139,7 @@ def open_tokenizer(folder: Path | str) -> Tokenizer:
     Raises:
         UserError: when a file is missing or unreadable, or a token that the format needs is not there.
     """
-    folder = Path(folder)
+    folder = model_folder(folder)
     if (folder / "tokenizer.json").is_file():
         base, added = _from_tokenizer_json(folder / "tokenizer.json")
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():

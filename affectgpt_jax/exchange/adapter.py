@@ -21,12 +21,13 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _OURS = re.compile(r"llama_model\.(.*)\.default\.weight")
 
 
-def write_adapter(trained: Trained, folder: Path) -> None:
+def write_adapter(trained: Trained, folder: Path, base: str) -> None:
     """Write the adapters.
 
     Args:
       trained: the run.
       folder: where to; exists.
+      base: what the folder calls the language model under them.
 
     Raises:
       UserError: the run has no adapters.
@@ -47,7 +48,7 @@ def write_adapter(trained: Trained, folder: Path) -> None:
     config: dict[str, Any] = {
         "alpha_pattern": {},
         "auto_mapping": None,
-        "base_model_name_or_path": str(Path(weights.language).resolve()),
+        "base_model_name_or_path": base,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

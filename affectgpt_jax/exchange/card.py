@@ -14,11 +14,12 @@ from affectgpt_jax.checkpoint import Checkpoints
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.config.networks import ModelConfig
 from affectgpt_jax.data.prompts import BOS, needs, prompt_parts, prompt_text, question
-from affectgpt_jax.data.shard_schema import TEXT, parse_stream
+from affectgpt_jax.data.shard_schema import TEXT
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.report.page import LIMITS
 from affectgpt_jax.inference.report.record import RunRecord, read_record
-from affectgpt_jax.inference.runs import Trained, model_layout, model_streams, open_shards
+from affectgpt_jax.inference.runs import Trained, feature_shapes, model_layout, model_streams, open_shards
+from affectgpt_jax.model_folders import hub_name, short_name
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.unibench.intervals import Score
 from affectgpt_jax.unibench.lexicon import NAME as LEXICON
@@ -177,12 +178,6 @@ def _language_size(config: ModelConfig) -> int:
     return sum(prod(x.shape) for path, x in shapes.items() if path.startswith("decoder/") and "/lora_" not in path)
 
 
-def _hub_name(folder: str | None) -> str | None:
-    """Owner/name of a folder in the Hub's cache; no other folder says where it is from."""
-    cached = [part for part in Path(folder or "").parts if part.startswith("models--")]
-    return cached[0].removeprefix("models--").replace("--", "/") if cached else None
-
-
 def _listing(*lines: str, **facts: object) -> str:
     """A list of sentences and of facts, without those that are empty."""
     return "\n".join(f"- {line}" for line in (*lines, *(f"{k.replace('_', ' ')}: {v}" for k, v in facts.items() if v)))
@@ -199,7 +194,7 @@ def _front_matter(config: RunConfig, kind: str) -> str:
         "library_name": _LIBRARIES[kind],
         # What the Hub's own code would open of an adapter or a merged folder is a language model.
         "pipeline_tag": whole if streams and kind in ("transformers", "pth") else "text-generation",
-        "base_model": [name for part in parts if (name := _hub_name(getattr(config.weights, part)))],
+        "base_model": [name for part in parts if (name := hub_name(getattr(config.weights, part) or ""))],
         "datasets": ["MERChallenge/MER2025"] if _data(config) == MER_CAPTION else [],
         "tags": ["affectgpt", "emotion-recognition", "multimodal", "jax", *streams],
     }
@@ -223,7 +218,7 @@ def _opening(config: RunConfig, kind: str) -> str:
     text = f"With affectgpt_jax; FOLDER is this folder{where}:\n\n```bash\n{convert}\n{predict}\n```"
     if kind not in _CODE:
         return text
-    counts = {name: parse_stream(stream).count for name, stream in model_streams(config).items()}
+    counts = {name: count for name, (count, _) in feature_shapes(config).items()}
     frames = ", ".join(f'"{name}": torch.zeros(1, {counts[name]}, 3, size, size)' for name in sorted(visual))
     parts = prompt_parts(config.model.mode, "What is said.", question("ovlabel"), model_layout(config))
     code = _CODE[kind].format(
@@ -262,7 +257,7 @@ def _settings(trained: Trained, own: bool) -> str:
     config, layout = trained.config, model_layout(trained.config)
     model, train, rule = config.model, config.train, config.train.optimizer
     decoder, lora = model.decoder, model.decoder.lora
-    named = {part: _hub_name(folder) or Path(folder).name for part, folder in config.weights if folder}
+    named = {part: short_name(folder) for part, folder in config.weights if folder}
     kinds: dict[str, str] = {"multi": model.prefusion, "audio": model.audio, "image": model.image}
     kinds |= dict.fromkeys(("face", "frame"), model.video)
     chosen, _ = split(model, trained.params, train.trainable)

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,9 +25,10 @@ from affectgpt_jax.exchange.language import (
     write_language,
     write_tokenizer,
 )
-from affectgpt_jax.exchange.parity import Opened, write_report
+from affectgpt_jax.exchange.parity import Opened, base_hashes, write_report
 from affectgpt_jax.exchange.sources import SETTINGS, read_export
 from affectgpt_jax.inference.runs import Trained, open_trained
+from affectgpt_jax.model_folders import hub_name
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.sharding import make_mesh, parameter_shardings
 from affectgpt_jax.weights.files import PARTS, WEIGHT_NORM, Item, Renamed, open_part, part_config, write_shards
@@ -36,7 +36,6 @@ from affectgpt_jax.weights.initial import parameter_shapes, read_base
 from affectgpt_jax.weights.networks import CLIP, TRAINED
 from affectgpt_jax.weights.pth import write_pth
 from affectgpt_jax.weights.table import nest, paths, write_tree
-from affectgpt_jax.weights.towers import weights_hash
 from affectgpt_jax.weights.trainable import join
 
 Kind = Literal["adapter", "merged", "transformers", "pth"]
@@ -53,6 +52,7 @@ def export(
     dtype: str | None = None,
     overwrite: bool = False,
     parity: bool = True,
+    public: bool = False,
 ) -> dict[str, Any] | None:
     """Export a run.
 
@@ -66,6 +66,7 @@ def export(
       dtype: type of the merged language model; None keeps the base's.
       overwrite: replace `out`.
       parity: open the folder again and compare it with the run; that takes the memory of the whole model.
+      public: other people shall read it: no path of this machine is in it, folders go by the last part of their names.
 
     Returns:
       The parity report.
@@ -74,13 +75,28 @@ def export(
       UserError: the run cannot be exported that way, or nothing can be written.
     """
     trained = open_trained(run, step)
+    portable = _portable(trained.config, public)
     with whole_folder(out, overwrite=overwrite) as folder:
-        _WRITERS[kind](trained, folder, dtype)
-        save_config(_portable(trained.config), folder / SETTINGS)
+        match kind:
+            case "adapter":
+                _adapter(trained, folder, dtype, portable.weights.language)
+            case "merged":
+                _merged(trained, folder, dtype)
+            case "transformers":
+                _transformers(trained, folder, dtype)
+            case "pth":
+                _pth(trained, folder, dtype)
+        save_config(portable, folder / SETTINGS)
         report = None
         if parity:
-            facts = {"run": str(run), "step": trained.step, "base": _base(trained.config)}
-            report = write_report(folder, kind, open_whole(trained), open_whole(read_export(folder)), facts)
+            facts = {
+                "run": Path(run).resolve().name if public else str(run),
+                "step": trained.step,
+                "base": base_hashes(trained.config.weights),
+            }
+            here = [f"weights.{part}={name}" for part, name in trained.config.weights if name]
+            again = open_whole(read_export(folder, overrides=here))
+            report = write_report(folder, kind, open_whole(trained), again, facts)
         (folder / CARD).write_text(model_card(Path(run), trained, kind, report), encoding="utf-8")
         return report
 
@@ -92,20 +108,31 @@ def open_whole(trained: Trained) -> Opened:
     return Opened(trained.config, trained.tokenizer, join(trained.params, read_base(trained.config, model, shardings)))
 
 
-def _portable(config: RunConfig) -> RunConfig:
-    """The config with its folders by whole paths, for the export may be opened from anywhere."""
-    named = {key: str(Path(value).resolve()) for key, value in config.weights.model_dump().items() if value}
-    return config.model_copy(update={"weights": config.weights.model_copy(update=named)})
+def _portable(config: RunConfig, public: bool) -> RunConfig:
+    """The config for a folder that may be opened from anywhere, or by anyone."""
+
+    def names(section: Any, *keys: str) -> Any:
+        return section.model_copy(
+            update={
+                key: hub_name(path) or (Path(path).name if public else str(Path(path).resolve()))
+                for key in keys
+                if (path := getattr(section, key))
+            }
+        )
+
+    update = {"weights": names(config.weights, *type(config.weights).model_fields)}
+    if public:
+        update |= {
+            "prepare": names(config.prepare, "corpus"),
+            "data": names(config.data, "shards"),
+            "train": names(config.train, "output"),
+        }
+    return config.model_copy(update=update)
 
 
-def _base(config: RunConfig) -> dict[str, str]:
-    named = {part: getattr(config.weights, part) for part in PARTS}
-    return {part: weights_hash(folder) for part, folder in named.items() if folder and Path(folder).is_dir()}
-
-
-def _adapter(trained: Trained, folder: Path, dtype: str | None) -> None:
+def _adapter(trained: Trained, folder: Path, dtype: str | None, base: str | None) -> None:
     _refuse(dtype, "adapter")
-    write_adapter(trained, folder)
+    write_adapter(trained, folder, base or "")
     write_fusion(trained, folder / "fusion")
 
 
@@ -191,11 +218,3 @@ def _whole_config(trained: Trained, dtype: str | None) -> dict[str, Any]:
 def _refuse(dtype: str | None, kind: Kind) -> None:
     if dtype:
         raise UserError(f"--as {kind} keeps float32, the type its tensors are trained in; leave --dtype out")
-
-
-_WRITERS: dict[Kind, Callable[[Trained, Path, str | None], None]] = {
-    "adapter": _adapter,
-    "merged": _merged,
-    "transformers": _transformers,
-    "pth": _pth,
-}

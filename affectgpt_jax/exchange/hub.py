@@ -16,7 +16,7 @@ def push(
 
     Args:
       folder: a complete export.
-      repo: owner/name.
+      repo: owner/name; the owner alone takes the name that the card proposes.
       private: nobody else may see it.
       token: of the Hub; by default that of `hf auth login` or HF_TOKEN.
       api: a `huggingface_hub.HfApi`; one with the token by default.
@@ -34,17 +34,15 @@ def push(
     lost = [name for name in read_report(folder)["files"] if not (folder / name).is_file()]
     if lost:
         raise UserError(f"{folder} lacks {', '.join(lost)}, which its {REPORT} names; export it again")
-    try:
-        from huggingface_hub import HfApi, get_token
-        from huggingface_hub.utils import validate_repo_id
-    except ImportError as error:
-        raise UserError("the Hub needs huggingface_hub; pip install huggingface_hub") from error
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.utils import validate_repo_id
+
+    if repo and "/" not in repo:
+        repo = f"{repo}/{_proposed_name(folder / CARD)}"
     try:
         validate_repo_id(repo)
     except ValueError as error:
         raise UserError(f"{repo!r} cannot be a repository's name: {error}") from error
-    if "/" not in repo:
-        raise UserError(f"{repo!r}: name the repository as OWNER/NAME, for example yourname/{repo}")
     if dry_run:
         return _listing(folder, repo)
     if api is None:
@@ -62,6 +60,11 @@ def push(
     if public:
         raise UserError(f"{repo} is there already and public, so nothing was sent; make it private, or name another")
     return address
+
+
+def _proposed_name(card: Path) -> str:
+    """The card's title, see `card.card_name`."""
+    return next(line[2:].strip() for line in card.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
 
 
 def _listing(folder: Path, repo: str) -> str:

@@ -14,6 +14,7 @@ from affectgpt_jax.data.prompts import PLACEHOLDERS
 from affectgpt_jax.data.tokenizer import Tokenizer
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.runs import Trained
+from affectgpt_jax.model_folders import model_folder
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.weights.files import Item, open_part, part_config, read_config, write_shards
 from affectgpt_jax.weights.initial import parameter_shapes
@@ -110,7 +111,7 @@ def write_tokenizer(trained: Trained, folder: Path) -> None:
     source = trained.config.weights.tokenizer or trained.config.weights.language
     assert source  # a run cannot be opened without
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(model_folder(source), local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: transformers cannot open this tokenizer ({error})") from error
     present = tokenizer.get_added_vocab()

@@ -5,6 +5,7 @@ opened again, computed in float32 and in bfloat16. `parity.safetensors` holds th
 verify` needs nothing but the folder (and the base model, where the folder rests on one).
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -20,17 +21,20 @@ import numpy as np
 
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.config.networks import ModelConfig
+from affectgpt_jax.config.run import WeightsConfig
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.examples import BatchShape, Conversation, Rejected, Sample, collate_rows, training_example
-from affectgpt_jax.data.prompts import answer, layout_size, needs, question
+from affectgpt_jax.data.prompts import answer, layout_size, question
 from affectgpt_jax.data.shard_schema import file_digest
 from affectgpt_jax.data.tokenizer import Tokenizer
 from affectgpt_jax.errors import UserError
-from affectgpt_jax.inference.runs import model_layout, model_streams
+from affectgpt_jax.inference.runs import feature_shapes, model_layout
+from affectgpt_jax.model_folders import model_folder
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.version import __version__
-from affectgpt_jax.weights.files import Item, read_file, write_file
+from affectgpt_jax.weights.files import PARTS, Item, read_file, write_file
 from affectgpt_jax.weights.table import nest, paths
+from affectgpt_jax.weights.towers import weights_hash
 from affectgpt_jax.weights.trainable import Tree
 
 REPORT, LOGITS = "parity.json", "parity.safetensors"
@@ -59,8 +63,7 @@ class Difference(NamedTuple):
 def probes(config: RunConfig, tokenizer: Tokenizer) -> Batch:
     """The probe batch of a model: two samples with fixed texts and features drawn from a fixed seed, one a row."""
     layout = model_layout(config)
-    counts = {name: int(stream.partition("@")[2]) for name, stream in model_streams(config).items()}
-    widths = {name: config.model.audio_width if name == "audio" else config.model.vision_width for name in counts}
+    shapes = feature_shapes(config)
     rng = np.random.default_rng(0)
     samples = []
     for kind, subtitle, reply in _TEXTS:
@@ -68,7 +71,7 @@ def probes(config: RunConfig, tokenizer: Tokenizer) -> Batch:
         example = training_example(conversation, layout, tokenizer, compat=config.compat)
         if isinstance(example, Rejected):
             raise UserError(f"the probe for comparing logits cannot be made: {example.reason}")
-        features = {name: rng.normal(size=(counts[name], widths[name])).astype(np.float32) for name in counts}
+        features = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
         samples.append(Sample(example, features))
     shape = BatchShape(
         rows=len(samples),
@@ -76,7 +79,7 @@ def probes(config: RunConfig, tokenizer: Tokenizer) -> Batch:
         targets=max(len(sample.example.target_ids) for sample in samples),
         samples=1,
         soft=layout_size(layout),
-        streams={name: (counts[name], widths[name]) for name in needs(config.model.mode).streams},
+        streams=shapes,
     )
     return collate_rows([[sample] for sample in samples], shape)
 
@@ -177,6 +180,16 @@ def versions() -> dict[str, str]:
     return {"affectgpt_jax": __version__} | {name: importlib.metadata.version(name) for name in ("jax", "numpy")}
 
 
+def base_hashes(weights: WeightsConfig) -> dict[str, str]:
+    """Identity of the folders that a run rests on, by part; of those that are at hand."""
+    found = {}
+    for part in PARTS:
+        with contextlib.suppress(UserError):  # a name that is not in the Hub's cache
+            if (name := getattr(weights, part)) and model_folder(name).is_dir():
+                found[part] = weights_hash(name)
+    return found
+
+
 def differences(opened: Opened, expected: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """How a model's probe logits differ from those of the run, by type of computation."""
     batch = probes(opened.config, opened.tokenizer)
@@ -218,6 +231,13 @@ def check(folder: Path, opened: Opened) -> Verdict:
         f"{name}: {'is missing' if not (folder / name).is_file() else 'has changed since the export'}"
         for name, digest in report["files"].items()
         if not (folder / name).is_file() or file_digest(folder / name) != digest
+    ]
+    outside = {part: name for part, name in opened.config.weights if name and Path(name).resolve() != folder.resolve()}
+    hashes = base_hashes(opened.config.weights)
+    problems += [
+        f"weights.{part}={name} is not the folder that the run rested on"
+        for part, name in outside.items()
+        if part in hashes and hashes[part] != report["base"].get(part)
     ]
     expected = {name: np.asarray(x) for name, x in read_file(folder / LOGITS).items()}
     found = differences(opened, expected)

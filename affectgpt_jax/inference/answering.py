@@ -10,9 +10,8 @@ from affectgpt_jax.config import RunConfig
 from affectgpt_jax.data.examples import Conversation, Example, Rejected, prompt_example
 from affectgpt_jax.data.prompts import matching_mode, needs
 from affectgpt_jax.data.responses import response_labels, response_text
-from affectgpt_jax.data.shard_schema import parse_stream
 from affectgpt_jax.inference.engine import Prompts, make_generate
-from affectgpt_jax.inference.runs import Run, model_layout
+from affectgpt_jax.inference.runs import Run, feature_shapes, model_layout
 from affectgpt_jax.ops.sampling import GREEDY, Sampling
 
 BUCKET = 32
@@ -89,10 +88,7 @@ def stack_prompts(config: RunConfig, items: Sequence[tuple[Query, Example]], row
       items: questions with their prompts.
       rows: of the batch; what `items` leaves is padding.
     """
-    counts = {stream.modality: stream.count for stream in map(parse_stream, config.prepare.streams)}
-    widths = {"audio": config.model.audio_width}
-    streams = needs(config.model.mode).streams
-    shapes = {name: (counts[name], widths.get(name, config.model.vision_width)) for name in streams}
+    shapes = feature_shapes(config)
     length = -(-max(len(example.tokens) for _, example in items) // BUCKET) * BUCKET
     prompts = Prompts(
         tokens=np.zeros((rows, length), np.int32),

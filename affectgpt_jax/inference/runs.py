@@ -30,9 +30,18 @@ def model_layout(config: RunConfig) -> dict[str, range]:
 
 
 def model_streams(config: RunConfig) -> dict[str, str]:
-    """Corpus stream of each stream the model uses, for example {"face": "face@8"}."""
-    prepared = {parse_stream(stream).modality: stream for stream in config.prepare.streams}
+    """Corpus stream of each stream the model uses, for example {"face": "face@8"}; an image is one picture."""
+    prepared = {"image": "image@1"} | {parse_stream(stream).modality: stream for stream in config.prepare.streams}
     return {name: prepared[name] for name in needs(config.model.mode).streams}
+
+
+def feature_shapes(config: RunConfig) -> dict[str, tuple[int, int]]:
+    """Time steps and width of the features that the model reads, by stream."""
+    widths = {"audio": config.model.audio_width}
+    return {
+        name: (parse_stream(stream).count, widths.get(name, config.model.vision_width))
+        for name, stream in model_streams(config).items()
+    }
 
 
 def open_shards(config: RunConfig, split_name: str, root: str | None = None, *, verify: bool = True) -> Corpus:
@@ -40,10 +49,8 @@ def open_shards(config: RunConfig, split_name: str, root: str | None = None, *, 
     root = config.data.shards if root is None else root
     if not root:
         raise UserError("data.shards: name the folder that `affectgpt prepare` wrote")
-    widths = {"audio": config.model.audio_width}
-    expect = {
-        stream: {"width": widths.get(name, config.model.vision_width)} for name, stream in model_streams(config).items()
-    }
+    widths = {name: width for name, (_, width) in feature_shapes(config).items()}
+    expect = {stream: {"width": widths[name]} for name, stream in model_streams(config).items()}
     return open_corpus(root, split_name, tuple(expect), expect=expect, verify=verify)
 
 

@@ -1,4 +1,7 @@
-"""Hugging Face folders: safetensors, one file or sharded with an index, read and written tensor by tensor."""
+"""Hugging Face folders: safetensors, one file or sharded with an index, read and written tensor by tensor.
+
+A folder that is read is a path, or OWNER/NAME in the Hub's cache.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +16,7 @@ import numpy as np
 from safetensors import safe_open
 
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.model_folders import model_folder
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -61,7 +65,7 @@ class SafetensorsFolder(Mapping[str, Any]):
         Raises:
           UserError: no safetensors there, an unreadable file, or a shard of the index is missing.
         """
-        self.folder = Path(folder)
+        self.folder = model_folder(folder)
         if (index := self.folder / INDEX).is_file():
             try:
                 self._file_of: dict[str, str] = dict(json.loads(index.read_text())["weight_map"])
@@ -245,7 +249,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
       UserError: missing or not JSON.
     """
-    path = Path(folder) / "config.json"
+    path = model_folder(folder) / "config.json"
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:

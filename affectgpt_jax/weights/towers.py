@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from affectgpt_jax.config.networks import HubertConfig, VisionConfig
 from affectgpt_jax.data.shard_schema import file_digest
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.model_folders import model_folder, short_name
 from affectgpt_jax.models.clip import VisionTower
 from affectgpt_jax.models.hubert import Hubert
 from affectgpt_jax.weights.files import INDEX, SINGLE, HubertTensors, Renamed, open_part, part_config
@@ -42,13 +43,14 @@ def audio_config(folder: str | Path) -> HubertConfig:
 
 def weights_hash(folder: str | Path) -> str:
     """Identity of a folder's weights: a digest of its safetensors files."""
-    files = sorted(Path(folder).glob("*.safetensors")) if (Path(folder) / INDEX).is_file() else [Path(folder) / SINGLE]
+    folder = model_folder(folder)
+    files = sorted(folder.glob("*.safetensors")) if (folder / INDEX).is_file() else [folder / SINGLE]
     return "-".join(file_digest(file)[:32] for file in files)
 
 
 def _provenance(folder: str | Path, part: str, width: int) -> dict[str, Any]:
     kind = part_config(folder, part).get("model_type", "")
-    return {"encoder": f"{Path(folder).name} ({kind})", "weights": weights_hash(folder), "width": width}
+    return {"encoder": f"{short_name(folder)} ({kind})", "weights": weights_hash(folder), "width": width}
 
 
 def open_vision(folder: str | Path) -> Tower:

@@ -108,7 +108,8 @@ def test_the_published_face_setting() -> None:
     assert yaml.safe_load(FACE)["run"]["init_lr"] == "1e-5"  # YAML takes it for text
     config, notes = imported(settings())
     default = RunConfig()
-    assert config.model == default.model
+    decoder = default.model.decoder.model_copy(update={"dtype": "bfloat16"})  # run.amp
+    assert config.model == default.model.model_copy(update={"decoder": decoder})
     assert config.train.optimizer == default.train.optimizer.model_copy(update={"schedule": "reference"})
     assert config.train == default.train.model_copy(update={"optimizer": config.train.optimizer})
     assert (config.name, config.compat, config.prepare.streams) == ("theirs", "reference", ("face@8", "audio@8"))
@@ -179,7 +180,7 @@ def test_every_setting_of_theirs_is_taken_or_noted() -> None:
 
 
 def test_values_arrive() -> None:
-    config, notes = imported(
+    config, _ = imported(
         settings(
             run__init_lr="3e-5", run__min_lr="0", run__warmup_lr=1e-7, run__weight_decay=0, run__warmup_steps=700,
             run__max_epoch=7, run__iters_per_epoch=11, run__batch_size_train=5, run__seed=9, model__max_length=300,
@@ -193,7 +194,8 @@ def test_values_arrive() -> None:
     assert (config.data.max_length, config.data.row_targets) == (300, 300)
     assert 302 <= config.data.row_length < 302 + 128
     assert (config.data.label_types, config.data.label_weights) == (("description",), (1.0,))
-    assert "model.decoder.dtype" in note(notes, "run.amp=True")
+    assert config.model.decoder.dtype == "bfloat16"
+    assert imported(settings(run__amp=False))[0].model.decoder.dtype == "float32"
 
 
 def test_the_frame_setting() -> None:
@@ -407,7 +409,7 @@ def test_our_settings_in_their_words_come_back(mode: str, kind: str) -> None:
 
 
 def test_the_command_writes_what_trains(tmp_path: Path) -> None:
-    """Settings on the command line are in the file, and the file is a config."""
+    """Settings on the command line are in the file, and `train` takes the file as it is."""
     theirs, ours = tmp_path / "theirs.yaml", tmp_path / "ours.yaml"
     theirs.write_text(yaml.safe_dump(settings()))
     words = ["convert", "config", str(theirs), str(ours), "train.seed=7", "weights.language=/models/qwen"]

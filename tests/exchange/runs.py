@@ -7,11 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from affectgpt_jax.config import build_config
+from affectgpt_jax.data.prompts import question
+from affectgpt_jax.inference.answering import Query
 from affectgpt_jax.inference.runs import Trained
 from affectgpt_jax.weights.files import write_folder
 from affectgpt_jax.weights.initial import resolve
 from affectgpt_jax.weights.table import nest, paths
 from tests.parity import goldens
+from tests.parity.test_goldens_generation import prompt
 
 STEP = 3
 
@@ -57,3 +60,14 @@ def golden_run(name: str, folder: Path, trained: dict[str, Any] | None = None, *
     flat = paths(goldens.model_params(g._replace(config=config.model), trained))
     kept = {path: x for path, x in flat.items() if path.startswith("fusion/") or "/lora_" in path}
     return Trained(config, tokenizer, nest(kept), STEP, name)
+
+
+def golden_queries(name: str) -> list[Query]:
+    """The samples for whose prompts the reference generated."""
+    g = goldens.golden(name)
+    count = sum(key.endswith("/ids_20") for key in g.data)
+    found = []
+    for i, sample in enumerate(g.facts["samples"][:count]):
+        features = {stream: x[0, 0] for stream, x in prompt(g, i, 0).features.items()}
+        found.append(Query(str(i), sample["subtitle"], question("ovlabel"), features))
+    return found

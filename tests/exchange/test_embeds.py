@@ -15,21 +15,19 @@ import pytest
 
 from affectgpt_jax.cli import main
 from affectgpt_jax.data.examples import Rejected
-from affectgpt_jax.data.prompts import question
 from affectgpt_jax.data.responses import response_text
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.exchange.export import open_whole
 from affectgpt_jax.exchange.language import write_language
-from affectgpt_jax.inference.answering import Answer, Answerer, Query
+from affectgpt_jax.inference.answering import Answer, Answerer
 from affectgpt_jax.inference.embeds import answer_with, prompt_embeds
 from affectgpt_jax.inference.predict import Prediction, predict
 from affectgpt_jax.inference.runs import Run, Trained, open_run, write_run
 from affectgpt_jax.models.affectgpt import AffectGPT
 from tests.conftest import ROOT
-from tests.exchange.runs import golden_run, write_bases
+from tests.exchange.runs import golden_queries, golden_run, write_bases
 from tests.media_files import tone, write_video
 from tests.parity import goldens
-from tests.parity.test_goldens_generation import prompt
 
 NEW = 20
 FACES = goldens.find(mode="multiface_audio_face_text")
@@ -62,16 +60,6 @@ def reference_run(name: str, bases: Path) -> Trained:
 def opened(trained: Trained) -> Run:
     config, tokenizer, params = open_whole(trained)
     return Run(Path(trained.source), config, tokenizer, AffectGPT(config.model), params, trained.step)
-
-
-def golden_queries(name: str) -> list[Query]:
-    g = goldens.golden(name)
-    count = sum(key.endswith("/ids_20") for key in g.data)
-    found = []
-    for i, sample in enumerate(g.facts["samples"][:count]):
-        features = {stream: x[0, 0] for stream, x in prompt(g, i, 0).features.items()}
-        found.append(Query(str(i), sample["subtitle"], question("ovlabel"), features))
-    return found
 
 
 @pytest.mark.parametrize("name", SETTINGS)

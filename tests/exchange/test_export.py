@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,30 +11,43 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import yaml
 
 from affectgpt_jax.cli import main
 from affectgpt_jax.config import save_config
+from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.tokenizer import open_tokenizer
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.exchange.export import KINDS, export, open_whole
-from affectgpt_jax.exchange.parity import compare
+from affectgpt_jax.exchange.parity import Opened, compare
 from affectgpt_jax.exchange.sources import read_export
-from affectgpt_jax.inference.runs import open_trained, write_run
+from affectgpt_jax.inference.answering import Answer, Answerer
+from affectgpt_jax.inference.runs import Run, Trained, open_trained, write_run
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.weights.files import INDEX, Item, SafetensorsFolder, read_file, write_file, write_folder
+from affectgpt_jax.weights.pth import read_pth
 from affectgpt_jax.weights.table import paths
-from tests.exchange.runs import STEP, golden_run, write_bases
+from tests.config.test_reference import settings
+from tests.exchange.runs import STEP, golden_queries, golden_run, write_bases
 from tests.parity import goldens
+from tests.tiny_run import AUDIO_WIDTH, VISION_WIDTH, make_shards
 
 FACES = goldens.find(mode="multiface_audio_face_text")
-# Images come from no stream of a corpus, so no run has such a mode.
-SETTINGS = [name for name in goldens.settings() if goldens.golden(name).config.mode != "image"]
+SETTINGS = goldens.settings()
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bases")
     write_bases(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def half_bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a language model in bfloat16."""
+    folder = tmp_path_factory.mktemp("half")
+    write_bases(folder, ml_dtypes.bfloat16)
     return folder
 
 
@@ -101,13 +115,36 @@ def test_parity_reports(kind: Any, run: Path, tmp_path: Path) -> None:
 
 def test_an_upload_is_listed_first(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["export", str(run), str(tmp_path / "out"), "--as", "adapter"]
-    assert main([*words, "--to-hub", "someone/model", "--dry-run"]) == 0
+    assert main([*words, "--to-hub", "someone", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "adapter_model.safetensors" in shown
     assert "README.md" in shown
-    assert "nothing was sent" in shown
+    assert re.search(rf"for someone/affectgpt-face-audio-text-\d+k-step{STEP}-adapter; nothing was sent", shown)
     assert main([*words, "--overwrite", "--private"]) == 2
     assert "give --to-hub" in capsys.readouterr().err
+
+
+def test_for_others(run: Path, bases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What goes to the Hub names no folder of this machine; whoever has it says where theirs are."""
+    words = ["export", str(run), str(tmp_path / "out"), "--as", "adapter"]
+    assert main([*words, "--to-hub", "someone", "--dry-run"]) == 0
+    for file in (tmp_path / "out").rglob("*"):
+        assert file.is_dir() or str(tmp_path.parent).encode() not in file.read_bytes(), file
+    assert main(["verify", str(tmp_path / "out")]) == 2
+    assert "tokenizer_tiny: no tokenizer here" in capsys.readouterr().err
+    theirs = {"tokenizer": goldens.MODELS / "tokenizer_tiny", "language": bases / "language"}
+    where = [f"weights.{part}={folder}" for part, folder in theirs.items()]
+    widths = [f"weights.{part}={bases / part}" for part in ("vision", "audio")]
+    assert main(["verify", str(tmp_path / "out"), *where, *widths]) == 0
+    capsys.readouterr()
+    shutil.copytree(bases / "language", tmp_path / "other")
+    tensors = {name: np.asarray(x) for name, x in SafetensorsFolder(bases / "language").items()}
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + np.float32(0.5)
+    write_folder(tmp_path / "other", json.loads((bases / "language" / "config.json").read_text()), tensors)
+    assert main(["verify", str(tmp_path / "out"), *where[:1], f"weights.language={tmp_path / 'other'}", *widths]) == 1
+    shown = capsys.readouterr().out
+    assert f"weights.language={tmp_path / 'other'} is not the folder that the run rested on" in shown
+    assert "float32 logits differ" in shown
 
 
 def test_verify_notices(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,6 +225,28 @@ def test_the_authors_checkpoints_alone(bases: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(sums.loss / sums.weight, g.data["opt/loss_after"], atol=1e-5, rtol=0)
 
 
+def test_the_authors_run_starts_here(bases: Path, tmp_path: Path) -> None:
+    """Their settings as they are, with folders named and fewer steps: trained, and out as their checkpoint."""
+    make_shards(tmp_path / "shards", {"train": 9})
+    theirs, ours, run = tmp_path / "theirs.yaml", tmp_path / "ours.yaml", tmp_path / "run"
+    short = {"run__max_epoch": 2, "run__iters_per_epoch": 2, "run__warmup_steps": 1, "model__max_length": 254}
+    theirs.write_text(yaml.safe_dump(settings(**short)))
+    folders = [f"weights.language={bases / 'language'}", f"weights.tokenizer={goldens.MODELS / 'tokenizer_tiny'}"]
+    widths = [f"model.vision_width={VISION_WIDTH}", f"model.audio_width={AUDIO_WIDTH}"]
+    data = [f"data.shards={tmp_path / 'shards'}", "prepare.corpus=corpus"]
+    assert main(["convert", "config", str(theirs), str(ours), *folders, *widths, *data]) == 0
+    assert main(["train", str(ours), f"train.output={run}"]) == 0
+    losses = [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert np.isfinite([loss for loss in losses if loss is not None]).all()
+    export(run, tmp_path / "out", "pth", parity=False)
+    (file,) = (tmp_path / "out").glob("*.pth")
+    assert re.fullmatch(r"checkpoint_000002_loss_\d+\.\d{3}\.pth", file.name)
+    back = read_pth(file)
+    assert back.config
+    assert back.config["run"]["init_lr"] == 1e-5
+    assert any(np.asarray(x).any() for name, x in back.tensors.items() if ".lora_B." in name)
+
+
 def test_a_checkpoint_of_another_rank(bases: Path, tmp_path: Path) -> None:
     file = sorted(goldens.MODELS.glob("*.pth"))[0]
     trained = golden_run(file.name.split("_checkpoint")[0], bases)
@@ -236,7 +295,7 @@ def test_others_compute_our_logits(name: str, bases: Path, tmp_path: Path) -> No
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     write_run(golden_run(name, bases), tmp_path / "run")
-    for kind in ("adapter", "merged", "transformers"):
+    for kind in KINDS:
         export(tmp_path / "run", tmp_path / kind, kind, parity=False)
     language = transformers.Qwen2ForCausalLM
     base = language.from_pretrained(bases / "language", dtype=torch.float32)
@@ -249,11 +308,9 @@ def test_others_compute_our_logits(name: str, bases: Path, tmp_path: Path) -> No
 
     g = goldens.golden(name)
     batch = goldens.batch(g)
-    opened = open_whole(open_trained(tmp_path / "run"))
-    network = AffectGPT(opened.config.model)
-    ours = jax.jit(lambda p, b: network.apply({"params": p}, b, method="logits"))(opened.params, batch)
+    ours = batch_logits(open_whole(open_trained(tmp_path / "run")), batch)
     mask = torch.from_numpy(g.data["in/attention_masks"])
-    expected = np.asarray(ours)[mask.numpy()]
+    expected = ours[mask.numpy()]
     embeds = torch.from_numpy(g.data["out/inputs_embeds"])
     features = {stream: torch.from_numpy(np.array(x)) for stream, x in goldens.encoder_features(g).items()}
     ids = torch.from_numpy(g.data["in/input_ids"])
@@ -263,6 +320,65 @@ def test_others_compute_our_logits(name: str, bases: Path, tmp_path: Path) -> No
             np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
         found = whole.eval()(ids, attention_mask=mask, features=features).logits[mask].numpy()
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+        # The checkpoint, into what its authors build: new adapters by PEFT, new layers between.
+        (file,) = (tmp_path / "pth").glob("*.pth")
+        tensors = torch.load(file, weights_only=True)["model"]
+        rules = peft.LoraConfig.from_pretrained(tmp_path / "adapter")
+        fresh = language.from_pretrained(bases / "language", dtype=torch.float32)
+        theirs = peft.get_peft_model(fresh, rules).eval()
+        adapters = {key: x for key, x in tensors.items() if key.startswith("llama_model.")}
+        loaded = theirs.load_state_dict({key.removeprefix("llama_model."): x for key, x in adapters.items()}, False)
+        assert not loaded.unexpected_keys
+        assert not [key for key in loaded.missing_keys if "lora_" in key]
+        for parameter in whole.fusion.parameters():
+            parameter.fill_(torch.nan)
+        whole.fusion.load_state_dict({key: x for key, x in tensors.items() if key not in adapters})
+        embeds = whole.inputs_embeds(ids, features)
+        found = theirs(inputs_embeds=embeds, attention_mask=mask).logits[mask].numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_merged_chooses_as_unmerged(name: str, bases: Path, half_bases: Path, tmp_path: Path) -> None:
+    """Greedy answers in float32 are the same; in bfloat16, teacher-forced, so is every clear choice of a token."""
+    runs = {}
+    for dtype, folder in (("float32", bases), ("bfloat16", half_bases)):
+        trained = with_dtype(golden_run(name, folder), dtype)
+        write_run(trained, tmp_path / dtype)
+        export(tmp_path / dtype, tmp_path / f"{dtype}-merged", "merged", parity=False)
+        runs[dtype] = open_whole(trained), open_whole(read_export(tmp_path / f"{dtype}-merged"))
+    unmerged, merged = (
+        Answerer(Run(tmp_path, *opened[:2], AffectGPT(opened.config.model), opened.params, 0), batch=3, max_new=20)
+        for opened in runs["float32"]
+    )
+    queries = golden_queries(name)
+    assert queries
+    for one, other in zip(unmerged(queries), merged(queries), strict=True):
+        assert isinstance(one, Answer)
+        assert one == other
+    g = goldens.golden(name)
+    expected, found = (batch_logits(opened, goldens.batch(g)) for opened in runs["bfloat16"])
+    mask = g.data["in/attention_masks"]
+    difference = compare(found[mask], expected[mask])
+    assert difference.positions == mask.sum()
+    assert difference.argmax_differs_clearly == 0
+    assert difference.largest > 0
+
+
+def with_dtype(trained: Trained, dtype: str) -> Trained:
+    """The same, computed in another type."""
+    model = trained.config.model
+    decoder = model.decoder.model_copy(update={"dtype": dtype})
+    config = trained.config.model_copy(update={"model": model.model_copy(update={"decoder": decoder})})
+    return trained._replace(config=config)
+
+
+def batch_logits(opened: Opened, batch: Batch) -> np.ndarray:
+    """Logits float32 [rows, T, V] of a batch."""
+    network = AffectGPT(opened.config.model)
+    logits = jax.jit(lambda p, b: network.apply({"params": p}, b, method="logits"))(opened.params, batch)
+    return np.asarray(logits, np.float32)
 
 
 def test_transformers_opens_the_tokenizer(merged: Path) -> None:
@@ -274,10 +390,9 @@ def test_transformers_opens_the_tokenizer(merged: Path) -> None:
     assert tokenizer.convert_tokens_to_ids("<FaceHere>") == ours.placeholders["face"]
 
 
-def test_bfloat16_base_and_shards(run: Path, tmp_path: Path) -> None:
-    """Merged into bfloat16 the weights are the float32 sum rounded once; no clear choice of a token changes."""
-    write_bases(tmp_path, ml_dtypes.bfloat16)
-    trained = golden_run(FACES, tmp_path)
+def test_bfloat16_base(half_bases: Path, tmp_path: Path) -> None:
+    """Merged into bfloat16 the weights are the float32 sum rounded once."""
+    trained = golden_run(FACES, half_bases)
     write_run(trained, tmp_path / "run")
     report = export(tmp_path / "run", tmp_path / "out", "merged")
     assert report is not None

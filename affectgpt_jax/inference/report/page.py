@@ -26,6 +26,7 @@ from affectgpt_jax.inference.report.markup import (
     tag,
 )
 from affectgpt_jax.inference.report.record import RunRecord, Scores
+from affectgpt_jax.model_folders import short_name
 from affectgpt_jax.unibench.lexicon import NAME as LEXICON
 from affectgpt_jax.unibench.report.tables import METRIC_TITLES
 from affectgpt_jax.version import __version__
@@ -90,7 +91,7 @@ def page(record: RunRecord, examples: Sequence[Example]) -> str:
 def _summary(record: RunRecord) -> str:
     config = record.config
     fusion = "no pre-fusion" if config.model.prefusion == "none" else f"{config.model.prefusion} pre-fusion"
-    base = Path(config.weights.language).name if config.weights.language else "a decoder trained from scratch"
+    base = short_name(config.weights.language) if config.weights.language else "a decoder trained from scratch"
     return f"AffectGPT with {fusion} and {base}: emotions from {_modes(config)}."
 
 
