@@ -95,8 +95,13 @@ def export(
                 "base": base_hashes(trained.config.weights),
             }
             here = [f"weights.{part}={name}" for part, name in trained.config.weights if name]
-            again = open_whole(read_export(folder, overrides=here))
-            report = write_report(folder, kind, open_whole(trained), again, facts)
+            report = write_report(
+                folder,
+                kind,
+                lambda: open_whole(trained),
+                lambda: open_whole(read_export(folder, overrides=here)),
+                facts,
+            )
         (folder / CARD).write_text(model_card(Path(run), trained, kind, report), encoding="utf-8")
         return report
 

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,22 +144,25 @@ class Opened(NamedTuple):
 
 
 def write_report(
-    folder: Path, kind: str, original: Opened, reopened: Opened, facts: Mapping[str, Any]
+    folder: Path,
+    kind: str,
+    original: Callable[[], Opened],
+    reopened: Callable[[], Opened],
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Compare a run with its export, and write both files.
 
     Args:
       folder: the export; all its other files are hashed.
       kind: of export.
-      original: the run.
-      reopened: the export, opened again from the folder.
+      original: opens the run.
+      reopened: opens the export again from the folder; called when the run has been let go.
       facts: what else the report says.
 
     Returns:
       The report.
     """
-    batch = probes(original.config, original.tokenizer)
-    expected = {dtype: probe_logits(original.config, original.params, batch, dtype) for dtype in DTYPES}
+    expected = _logits(original(), DTYPES)
     items = [Item(dtype, x.shape, x.dtype, partial(np.asarray, x)) for dtype, x in expected.items()]
     hashes = {str(path.relative_to(folder)): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     write_file(folder / LOGITS, items)
@@ -168,7 +171,7 @@ def write_report(
         **facts,
         "versions": versions(),
         "probes": {"samples": len(_TEXTS), "positions": POSITIONS, "seed": 0},
-        "differences": differences(reopened, expected),
+        "differences": differences(reopened(), expected),
         "files": hashes,
     }
     (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
@@ -192,9 +195,13 @@ def base_hashes(weights: WeightsConfig) -> dict[str, str]:
 
 def differences(opened: Opened, expected: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """How a model's probe logits differ from those of the run, by type of computation."""
-    batch = probes(opened.config, opened.tokenizer)
-    found = {dtype: probe_logits(opened.config, opened.params, batch, dtype) for dtype in expected}
+    found = _logits(opened, expected)
     return {dtype: compare(found[dtype], expected[dtype])._asdict() for dtype in expected}
+
+
+def _logits(opened: Opened, dtypes: Iterable[str]) -> dict[str, np.ndarray]:
+    batch = probes(opened.config, opened.tokenizer)
+    return {dtype: probe_logits(opened.config, opened.params, batch, dtype) for dtype in dtypes}
 
 
 class Verdict(NamedTuple):

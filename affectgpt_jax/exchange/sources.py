@@ -95,15 +95,16 @@ def _from_adapter(source: Path, config: RunConfig) -> Trained:
     lora, tensors, base = adapter.read_adapter(source)
     if not (source / "fusion").is_dir():
         raise UserError(f"{source} holds adapters only; the folder `fusion` of an export must lie in it")
+    found = {f"decoder.lora.{key}": getattr(lora, key) for key in ("rank", "alpha", "targets")}
+    check_settings(found, config.model, source / adapter.CONFIG)
     language = config.weights.language or base
-    kept = config.model.decoder.lora.model_dump() | {"rank": lora.rank, "alpha": lora.alpha, "targets": lora.targets}
-    config = _change(config, weights={"language": language}, lora=LoraConfig(**kept))
+    config = _change(config, weights={"language": language}, lora=config.model.decoder.lora)
     config, tokenizer = resolve(config)
     shapes = paths(parameter_shapes(AffectGPT(config.model)))
     adapters = nest({path: x for path, x in shapes.items() if "/lora_" in path})
-    found = read_tree(TRAINED, adapters, tensors, str(source))
+    read = read_tree(TRAINED, adapters, tensors, str(source))
     fusion = read_fusion(config.model, source / "fusion")
-    return Trained(config, tokenizer, nest(paths(found) | paths(fusion)), _step(source), str(source))
+    return Trained(config, tokenizer, nest(paths(read) | paths(fusion)), _step(source), str(source))
 
 
 def _from_merged(source: Path, config: RunConfig) -> Trained:

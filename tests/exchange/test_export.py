@@ -256,8 +256,11 @@ def test_a_checkpoint_of_another_rank(bases: Path, tmp_path: Path) -> None:
     model = trained.config.model.model_copy(update={"decoder": decoder})
     write_config = trained.config.model_copy(update={"model": model})
     save_config(write_config, tmp_path / "config.yaml")
-    with pytest.raises(UserError, match=rf"decoder\.lora\.rank: {rank} in the file, expected {rank + 4}"):
-        read_export(file, str(tmp_path / "config.yaml"))
+    write_run(trained, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "adapter", "adapter", parity=False)
+    for source in (file, tmp_path / "adapter"):
+        with pytest.raises(UserError, match=rf"decoder\.lora\.rank: {rank} in the file, expected {rank + 4}"):
+            read_export(source, str(tmp_path / "config.yaml"))
 
 
 def test_interrupted_and_existing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 """AffectGPT for transformers (4.49 and later): encoders, fusion and language model from one folder.
 
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     # Eight frames (or faces) after CLIP's image processor: [1, 8, 3, 224, 224].
     # Eight clips of two seconds at 16 kHz, spread over the sound: [1, 8, 32000].
     inputs = {"pixel_values": frames, "input_values": model.normalise_audio(clips)}
