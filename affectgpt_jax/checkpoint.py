@@ -53,6 +53,11 @@ class Checkpoints:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
     def holds(self, item: str, step: int | None = None) -> bool:
         """Whether a checkpoint has an item; of the newest one when `step` is None."""
         step = self.latest if step is None else step
@@ -82,8 +87,8 @@ class Checkpoints:
           UserError: there is none, or it is of another model.
         """
         step = self.latest if step is None else step
-        if step is None or step not in self._manager.all_steps():
-            steps = ", ".join(map(str, self._manager.all_steps())) or "none"
+        if step is None or step not in self.steps:
+            steps = ", ".join(map(str, self.steps)) or "none"
             raise UserError(f"{self.folder}: no checkpoint{'' if step is None else f' of step {step}'}; found: {steps}")
         for name, tree in abstract.items():
             if _nested_dictionaries(tree):

@@ -1,7 +1,7 @@
 """Readers of corpora as they lie on disk: each gives one list of clips, and says what was wrong with the files."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -92,34 +92,34 @@ def read_mer_caption_plus(root: Path | str) -> Listing:
     """
     root = Path(root)
     problems: list[Problem] = []
-    labels = _read_table(root / LABELS_FILE, ("name", "openset"), problems)
-    descriptions = _read_table(root / DESCRIPTIONS_FILE, ("name", "reason"), problems)
-    subtitles = _read_table(root / SUBTITLES_FILE, ("name", "english"), problems)
-    splits = _read_table(root / SPLITS_FILE, ("name", "split"), problems) if (root / SPLITS_FILE).exists() else None
+    labels = read_table(root / LABELS_FILE, ("name", "openset"), problems)
+    descriptions = read_table(root / DESCRIPTIONS_FILE, ("name", "reason"), problems)
+    subtitles = read_table(root / SUBTITLES_FILE, ("name", "english"), problems)
+    splits = read_table(root / SPLITS_FILE, ("name", "split"), problems) if (root / SPLITS_FILE).exists() else None
     if not labels:
         raise UserError(f"{root / LABELS_FILE} lists no clip.")
-    problems += _missing_lines(labels, {DESCRIPTIONS_FILE: descriptions, SUBTITLES_FILE: subtitles})
+    problems += missing_lines(labels, {DESCRIPTIONS_FILE: descriptions, SUBTITLES_FILE: subtitles})
     problems += [
         Problem(name, LABELS_FILE, f"line {row.line}: no label, which trains as neutral")
         for name, row in labels.items()
-        if not parse_openset(_cell(labels, name, "openset"))
+        if not parse_openset(cell(labels, name, "openset"))
     ]
     problems += [
         Problem(name, DESCRIPTIONS_FILE, "a description without labels: the clip is not used, as in the reference")
         for name in descriptions
         if name not in labels
     ]
-    available = {folder: _listed(root / folder) for folder in ("video", "audio", "openface_face")}
+    available = {folder: listed(root / folder) for folder in ("video", "audio", "openface_face")}
     return Listing(
         tuple(
             ClipRecord(
                 TextRecord(
                     name=name,
                     split=_split(root, splits, name, problems),
-                    subtitle=_cell(subtitles, name, "english"),
-                    chinese=_cell(subtitles, name, "chinese"),
-                    labels=tuple(parse_openset(_cell(labels, name, "openset"))),
-                    description=_cell(descriptions, name, "reason"),
+                    subtitle=cell(subtitles, name, "english"),
+                    chinese=cell(subtitles, name, "chinese"),
+                    labels=tuple(parse_openset(cell(labels, name, "openset"))),
+                    description=cell(descriptions, name, "reason"),
                 ),
                 _files(root, name, available),
             )
@@ -129,12 +129,50 @@ def read_mer_caption_plus(root: Path | str) -> Listing:
     )
 
 
-def _read_table(path: Path, columns: Sequence[str], problems: list[Problem]) -> dict[str, _Row]:
+def read_unlabelled(root: Path | str, names: Path | str | None = None) -> Listing:
+    """Reads clips without labels from a folder in the layout of MER2025, as split "test".
+
+    Args:
+        root: the folder with `video/`, `audio/`, `openface_face/` and the table of subtitles.
+        names: table with a column `name` of the clips wanted; all in `video/` by default.
+
+    Returns:
+        The clips in the order of the table, or of their names, and the problems.
+
+    Raises:
+        UserError: there is no such folder or table, or no clip.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}; expected video/NAME.mp4 and what belongs to it")
+    problems: list[Problem] = []
+    available = {folder: listed(root / folder) for folder in ("video", "audio", "openface_face")}
+    if names is None:
+        wanted = sorted(file.removesuffix(".mp4") for file in available["video"] if file.endswith(".mp4"))
+    else:
+        wanted = list(read_table(Path(names), ("name",), problems))
+    if not wanted:
+        raise UserError(f"{names or root / 'video'} names no clip")
+    subtitles = read_table(root / SUBTITLES_FILE, ("name", "english"), problems)
+    problems += missing_lines(wanted, {SUBTITLES_FILE: subtitles})
+    return Listing(
+        tuple(
+            ClipRecord(
+                TextRecord(name, "test", cell(subtitles, name, "english"), cell(subtitles, name, "chinese"), (), ""),
+                _files(root, name, available),
+            )
+            for name in wanted
+        ),
+        tuple(problems),
+    )
+
+
+def read_table(path: Path, columns: Sequence[str], problems: list[Problem]) -> dict[str, _Row]:
     """Reads a CSV file with a header into rows by name; rows that cannot be used become problems."""
     rows: dict[str, _Row] = {}
     for row in _rows(path, columns, problems):
         name = row.cells["name"]
-        if not name.strip() or any(character in name for character in "/\\\n\r\0") or name in (".", ".."):
+        if not is_clip_name(name):
             problems.append(
                 Problem(name, path.name, f"line {row.line}: {name!r} cannot name a clip; the line is skipped")
             )
@@ -144,6 +182,11 @@ def _read_table(path: Path, columns: Sequence[str], problems: list[Problem]) -> 
             problems.append(Problem(name, path.name, f"line {row.line}: repeats line {rows[name].line} and {same}"))
         rows[name] = row
     return rows
+
+
+def is_clip_name(name: str) -> bool:
+    """Whether files can be named after it."""
+    return bool(name.strip()) and not any(sign in name for sign in "/\\\n\r\0") and name not in (".", "..")
 
 
 def _rows(path: Path, columns: Sequence[str], problems: list[Problem]) -> Iterator[_Row]:
@@ -180,17 +223,18 @@ def _rows(path: Path, columns: Sequence[str], problems: list[Problem]) -> Iterat
         raise UserError(f"{path}, line {reader.line_num}: {error}. Mend the quotes of that line.") from error
 
 
-def _cell(table: Mapping[str, _Row], name: str, column: str) -> str:
+def cell(table: Mapping[str, _Row], name: str, column: str) -> str:
     """A cell of the row of a name; "" where there is none, or where a program wrote its mark for no value."""
     text = table[name].cells.get(column, "") if name in table else ""
     return "" if text in ("nan", "NaN") else text
 
 
-def _missing_lines(labels: Mapping[str, _Row], tables: Mapping[str, Mapping[str, _Row]]) -> list[Problem]:
+def missing_lines(names: Collection[str], tables: Mapping[str, Mapping[str, _Row]]) -> list[Problem]:
+    """A problem for each clip that lacks a line in one of the tables."""
     return [
         Problem(name, file, "no line for this clip, which is kept without that text")
         for file, table in tables.items()
-        for name in labels
+        for name in names
         if name not in table
     ]
 
@@ -210,7 +254,8 @@ def _split(root: Path, splits: Mapping[str, _Row] | None, name: str, problems: l
     return cells["split"]
 
 
-def _listed(folder: Path) -> frozenset[str]:
+def listed(folder: Path) -> frozenset[str]:
+    """Names of what lies in a folder; none if there is no such folder."""
     return frozenset(entry.name for entry in folder.iterdir()) if folder.is_dir() else frozenset()
 
 

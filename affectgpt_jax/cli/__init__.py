@@ -27,6 +27,9 @@ COMMANDS = {
     "verify": "check an exported folder against its report",
     "verify-release": "check the authors' weights against their published answers",
     "report": "write a run's HTML report",
+    "benchmark": "answer the data sets of MER-UniBench with a run and score it",
+    "submission": "answer clips without labels and write a challenge's CSV",
+    "extract": "read emotion words out of free answers",
     "score": "score prediction files on MER-UniBench",
     "wheel": "show how words map onto the emotion wheels",
 }

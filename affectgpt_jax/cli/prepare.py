@@ -9,7 +9,7 @@ stream that joins leaves the others as they are. Clips with broken media are lef
 """
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -17,6 +17,7 @@ from affectgpt_jax.config import RunConfig, load_config
 from affectgpt_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from data_prep.prepare import PrepareSettings
     from data_prep.report import PrepareReport
 
 
@@ -53,17 +54,17 @@ def prepare_corpus(config: RunConfig, corpus: str, shards: str, *, overwrite: bo
       overwrite: replace streams that were prepared from other files or with another encoder.
     """
     from affectgpt_jax.inference.encoders import Encoders
-    from data_prep.prepare import PrepareSettings, prepare
+    from data_prep.prepare import prepare
     from data_prep.readers import read_mer_caption_plus
 
     listing = read_mer_caption_plus(corpus)
-    settings = PrepareSettings(
-        streams=config.prepare.streams,
-        missing=config.prepare.missing,
-        batch_clips=config.prepare.batch_clips,
-        shard_clips=config.prepare.shard_clips,
-        decode_threads=config.prepare.decode_threads,
-        overwrite=overwrite,
-    )
     encoders = Encoders(config.weights.vision, config.weights.audio)
-    return prepare(listing.records, encoders, settings, shards, listing.problems)
+    return prepare(listing.records, encoders, prepare_settings(config, overwrite=overwrite), shards, listing.problems)
+
+
+def prepare_settings(config: RunConfig, **changes: Any) -> "PrepareSettings":
+    """How a config wants clips prepared, but for some changes."""
+    from data_prep.prepare import PrepareSettings
+
+    kept = ("streams", "missing", "batch_clips", "shard_clips", "decode_threads")
+    return PrepareSettings(**{key: getattr(config.prepare, key) for key in kept} | changes)

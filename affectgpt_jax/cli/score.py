@@ -28,7 +28,7 @@ from rich.progress import track
 
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.unibench import lexicon, report
-from affectgpt_jax.unibench.datasets import DATASETS, Dataset, find_dataset
+from affectgpt_jax.unibench.datasets import DATASETS, SYNTHETIC, Dataset, find_dataset
 from affectgpt_jax.unibench.evaluation import DatasetResult, Missing, Settings, SystemResult, evaluate
 from affectgpt_jax.unibench.report.render import print_table
 from affectgpt_jax.unibench.table_cache import load_table
@@ -43,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add = parser.add_argument
     add("predictions", type=Path, help="folder of one dataset's predictions, one file, or a folder of such folders")
-    add("--dataset", default="all", help="one of the nine, or all that have a folder of their name (default: all)")
+    add(
+        "--dataset",
+        default="all",
+        help="one of the nine, synthetic, or all that have a folder of their name (default: all)",
+    )
     add("--labels", type=Path, required=True, help="label file, its folder, or a folder of *-process folders")
     add("--wheel-dir", type=Path, help="official emotion-wheel folder (default: $AFFECTGPT_WHEEL_DIR)")
     add("--level", choices=LEVELS, default="level1", help="ring of the wheels, or a case without (default: level1)")
@@ -66,14 +70,16 @@ def run(args: argparse.Namespace) -> int:
     if args.resamples < 0:
         raise UserError(f"--resamples {args.resamples}: expected 0 or more")
     table = load_table(args.wheel_dir)
-    settings = Settings(args.level, args.resamples, args.seed, args.missing, args.checkpoint, _names(args.drop_names))
+    settings = Settings(
+        args.level, args.resamples, args.seed, args.missing, args.checkpoint, clip_names(args.drop_names)
+    )
     folders = [args.predictions, *([args.against] if args.against else [])]
     names = [args.name or _name(folders[0]), *map(_name, folders[1:])]
     if len(set(names)) < len(names):
         names = [names[0], f"{folders[1]} (against)"]
     systems = tuple(_score(name, folder, args, table, settings) for name, folder in zip(names, folders, strict=True))
     scored = report.Report(systems, table, settings)
-    _print(scored, args)
+    print_report(scored, details=args.details, paper=not args.no_paper, out=args.out)
     return 0
 
 
@@ -136,10 +142,10 @@ def _datasets(folder: Path, wanted: str) -> list[tuple[Dataset, Path]]:
             f"{folder} has no folder named after a dataset ({', '.join(dataset.key for dataset in DATASETS)}); "
             "if it holds one dataset's predictions, say which with --dataset"
         )
-    return [(dataset, places[dataset.key]) for dataset in DATASETS if dataset.key in places]
+    return [(dataset, places[dataset.key]) for dataset in (*DATASETS, SYNTHETIC) if dataset.key in places]
 
 
-def _names(path: Path | None) -> frozenset[str]:
+def clip_names(path: Path | None) -> frozenset[str]:
     """Clip names of a list: a text file with one a line, or a CSV with a column `name`."""
     if path is None:
         return frozenset()
@@ -158,9 +164,17 @@ def _clean(names: Iterable[str]) -> frozenset[str]:
     return frozenset(name for line in names if (name := line.strip()))
 
 
-def _print(scored: report.Report, args: argparse.Namespace) -> None:
+def print_report(scored: report.Report, *, details: bool, paper: bool, out: Path | None) -> None:
+    """Print a report, and write it.
+
+    Args:
+      scored: the systems.
+      details: print classes, wheels and errors, too.
+      paper: show the paper's table beside them.
+      out: folder for it in every form; None writes nothing.
+    """
     console = Console()
-    paper = not args.no_paper and scored.table.name != lexicon.NAME  # scores by the lexicon do not compare
+    paper = paper and scored.table.name != lexicon.NAME  # scores by the lexicon do not compare
     if scored.table.name == lexicon.NAME:
         console.print(
             f"Scored with the built-in lexicon {lexicon.NAME}, not with the official emotion wheels: these scores do "
@@ -169,13 +183,13 @@ def _print(scored: report.Report, args: argparse.Namespace) -> None:
         )  # fmt: skip
     for system in scored.systems:
         for result in system.datasets.values():
-            for table in report.dataset_tables(scored, system, result, details=args.details):
+            for table in report.dataset_tables(scored, system, result, details=details):
                 print_table(console, table)
             for finding in result.findings:
                 console.print(f"  {finding}", markup=False, highlight=False, soft_wrap=True)
             console.print()
     for table in report.overview_tables(scored, paper=paper):
         print_table(console, table)
-    if args.out:
-        for path in report.write(scored, args.out, paper=paper):
+    if out:
+        for path in report.write(scored, out, paper=paper):
             console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)

@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from affectgpt_jax.data.prompts import BOS, END_OF_TEXT, EOS, PLACEHOLDERS, STOP
+from affectgpt_jax.data.shard_schema import digest
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.model_folders import model_folder
 
@@ -74,6 +75,11 @@ class Tokenizer:
     def size(self) -> int:
         """Number of ids up to the last one in use; an embedding may have more rows."""
         return max(self.base.get_vocab_size(), max(self.added.values()) + 1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity: changes with any token."""
+        return digest(self.base.to_str().encode(), json.dumps(dict(self.added), sort_keys=True).encode())
 
     @cached_property
     def _names(self) -> dict[int, str]:

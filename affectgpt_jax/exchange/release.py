@@ -25,7 +25,7 @@ from affectgpt_jax.exchange.export import open_whole
 from affectgpt_jax.exchange.sources import read_export
 from affectgpt_jax.inference.answering import Answer, Answerer, Query
 from affectgpt_jax.inference.clip_files import CLIP_ENDINGS, SUBTITLES
-from affectgpt_jax.inference.predict import LONGEST_ANSWER, Failed, open_encoders, predict
+from affectgpt_jax.inference.predict import Failed, longest_answer, open_encoders, predict
 from affectgpt_jax.inference.runs import Run, Trained, model_streams, open_shards, open_trained
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.unibench.metrics import values
@@ -156,8 +156,7 @@ def answer_released(
     encoders = open_encoders(config, streams, batch) if videos else None  # what they lack is said before the model
     opened = open_whole(trained)
     run = Run(weights, opened.config, opened.tokenizer, AffectGPT(config.model), opened.params, trained.step)
-    max_new = min(config.data.row_targets, config.data.max_length, LONGEST_ANSWER)
-    answerer = Answerer(run, batch=batch, max_new=max_new)
+    answerer = Answerer(run, batch=batch, max_new=longest_answer(config))
     pairs: list[Pair] = []
 
     def ask(queries: Sequence[Query]) -> list[Answer]:

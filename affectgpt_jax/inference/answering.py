@@ -63,6 +63,9 @@ def make_prompt(run: Run, query: Query, max_new: int) -> Example | Rejected:
       max_new: tokens of the answer at most; the prompt leaves room for them.
     """
     config = run.config
+    streams = needs(config.model.mode).streams
+    if streams and not query.subtitle and not any(name in query.features for name in streams):
+        return Rejected(query.name, f"has nothing to go by: no subtitle, and nothing of {', '.join(streams)}")
     mode = config.model.mode if config.model.absent else matching_mode(config.model.mode, query.features)
     if mode is None:
         return Rejected(
@@ -80,15 +83,14 @@ def make_prompt(run: Run, query: Query, max_new: int) -> Example | Rejected:
     return example._replace(note="; ".join(filter(None, [note, example.note])))
 
 
-def stack_prompts(config: RunConfig, items: Sequence[tuple[Query, Example]], rows: int) -> Prompts:
+def stack_prompts(config: RunConfig, items: Sequence[tuple[Query, Example]]) -> Prompts:
     """Prompts as the model reads them, padded to a multiple of `BUCKET` tokens.
 
     Args:
       config: the run's.
-      items: questions with their prompts.
-      rows: of the batch; what `items` leaves is padding.
+      items: questions with their prompts, one a row.
     """
-    shapes = feature_shapes(config)
+    shapes, rows = feature_shapes(config), len(items)
     length = -(-max(len(example.tokens) for _, example in items) // BUCKET) * BUCKET
     prompts = Prompts(
         tokens=np.zeros((rows, length), np.int32),
@@ -97,7 +99,6 @@ def stack_prompts(config: RunConfig, items: Sequence[tuple[Query, Example]], row
         features={name: np.zeros((rows, 1, *shape), np.float32) for name, shape in shapes.items()},
         present={name: np.zeros((rows, 1), bool) for name in shapes},
     )
-    prompts.used[:, 0] = True  # a padding row reads one token and is thrown away
     for row, (query, example) in enumerate(items):
         size = len(example.tokens)
         prompts.tokens[row, :size] = example.tokens
@@ -157,10 +158,10 @@ class Answerer:
         return [outcome for outcome in outcomes if not isinstance(outcome, Example)]
 
     def _call(self, items: Sequence[tuple[int, Query, Example]]) -> Iterable[Answer]:
-        rows = self._batch
-        prompts = stack_prompts(self._run.config, [(query, example) for _, query, example in items], rows)
-        numbers = np.zeros(rows, np.uint32)
-        numbers[: len(items)] = [number for number, _, _ in items]
+        # What fills the batch up is a row that is asked anyway: another one might keep the loop waiting.
+        rows = [*items, *[items[-1]] * (self._batch - len(items))]
+        prompts = stack_prompts(self._run.config, [(query, example) for _, query, example in rows])
+        numbers = np.array([number for number, _, _ in rows], np.uint32)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self._seed), numbers)
         found = self._generate(self._run.params, prompts, keys)
         ids, lengths = np.asarray(found.ids), np.asarray(found.lengths)

@@ -66,7 +66,7 @@ def answer_with(
 
 
 def _embeds(run: Run, query: Query, example: Example) -> Embeds:
-    prompts = stack_prompts(run.config, [(query, example)], rows=1)
+    prompts = stack_prompts(run.config, [(query, example)])
     inputs = prompts.tokens, prompts.soft_index, prompts.features, prompts.present
     # A copy: what JAX hands out may not be written to, which torch warns of.
     return np.array(_compiled(run.model.config)(run.params, *inputs)[0, : len(example.tokens)], np.float32)

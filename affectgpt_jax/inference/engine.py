@@ -3,6 +3,7 @@
 B rows, P prompt tokens (right padded to a bucket), R new tokens at most.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -74,8 +75,16 @@ def make_generate(
       A row's answer depends on its own prompt and key alone.
     """
     sequences = tuple(tuple(int(i) for i in sequence) for sequence in stop)
+    return _compiled(model, max_new, sequences, sampling)
+
+
+@functools.cache
+def _compiled(
+    model: AffectGPT, max_new: int, stop: StopSequences, sampling: Sampling
+) -> Callable[[Any, Prompts, Array], Answers]:
+    """Another checkpoint of the same network finds it compiled."""
     read = jax.jit(partial(_prefill, model, max_new))
-    write = jax.jit(partial(_decode, model, max_new, sequences, sampling))
+    write = jax.jit(partial(_decode, model, max_new, stop, sampling))
 
     def generate(params: Any, prompts: Prompts, keys: Array) -> Answers:
         logits, cache = read(params, prompts)
@@ -105,10 +114,12 @@ def _decode(
     def take(count: Array, logits: Array, progress: Progress) -> Progress:
         """Choose token number `count` of every row that has not ended."""
         if sampling.repetition_penalty != 1.0:
-            # The prompt's embeddings are given, not its ids, so only generated tokens count, as in the reference.
-            earlier = jnp.arange(max_new) < count
-            used = jnp.broadcast_to(earlier, progress.ids.shape)
-            logits = penalise_repeats(logits, progress.ids, used, sampling.repetition_penalty)
+            ids, used = progress.ids, jnp.broadcast_to(jnp.arange(max_new) < count, progress.ids.shape)
+            if sampling.penalise_prompt:
+                # Soft tokens are no words: what stands in their places was never read.
+                words = prompts.used & (prompts.soft_index == 0)
+                ids, used = (jnp.concatenate(pair, axis=1) for pair in ((prompts.tokens, ids), (words, used)))
+            logits = penalise_repeats(logits, ids, used, sampling.repetition_penalty)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, count)
         chosen = choose(step_keys, logits, sampling)
         chosen = jnp.where(progress.done, progress.last, chosen)

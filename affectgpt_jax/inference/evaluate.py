@@ -68,7 +68,9 @@ def derangement(count: int, seed: int) -> np.ndarray:
     return other
 
 
-def make_queries(run: Run, corpus: Corpus, condition: Condition, asked: str, seed: int = 0) -> list[Query]:
+def make_queries(
+    run: Run, corpus: Corpus, condition: Condition, asked: str, seed: int = 0, clips: Sequence[int] | None = None
+) -> list[Query]:
     """One query a clip under a condition.
 
     Args:
@@ -77,14 +79,15 @@ def make_queries(run: Run, corpus: Corpus, condition: Condition, asked: str, see
       condition: what is done to a modality.
       asked: question type (`prompts.QUESTIONS`).
       seed: of the shuffling.
+      clips: which clips, by number; all by default.
     """
-    everything = np.arange(len(corpus))
+    chosen = np.arange(len(corpus)) if clips is None else np.asarray(clips, np.int64)
     columns = {}
     for name, stream in model_streams(run.config).items():
         changed = condition.modality == name
         if changed and not condition.shuffled:
             continue
-        where = derangement(len(corpus), seed) if changed else everything
+        where = derangement(len(corpus), seed)[chosen] if changed else chosen
         columns[name] = corpus.features(stream, where)
     text = question(asked)
     hide_text = condition.modality == TEXT
@@ -95,7 +98,7 @@ def make_queries(run: Run, corpus: Corpus, condition: Condition, asked: str, see
             text,
             {name: x[i].astype(np.float32) for name, (x, present) in columns.items() if present[i]},
         )
-        for i, record in enumerate(corpus.texts())
+        for i, record in enumerate(corpus.texts(chosen))
     ]
 
 

@@ -145,7 +145,7 @@ def predict(
     config = run.config
     streams = {name: parse_stream(stream) for name, stream in model_streams(config).items()}
     batch = min(batch or config.evaluate.batch, len(paths))
-    max_new = max_new or min(config.data.row_targets, config.data.max_length, LONGEST_ANSWER)
+    max_new = max_new or longest_answer(config)
     if encoders is None:
         encoders = open_encoders(config, streams, batch)
     if answerer is None:
@@ -194,6 +194,11 @@ def question_text(words: str, **fields: object) -> str:
         near = difflib.get_close_matches(words, kinds, n=1, cutoff=0.0)[0]
         raise UserError(f"no kind of question is called {words!r}; did you mean {near}? Known: {', '.join(kinds)}")
     return words.strip()
+
+
+def longest_answer(config: RunConfig) -> int:
+    """Tokens of an answer at most: those of the longest one of the run's training, and no more than the reference's."""
+    return min(config.data.row_targets, config.data.max_length, LONGEST_ANSWER)
 
 
 def open_encoders(config: RunConfig, streams: Mapping[str, Stream], batch: int) -> Encoders:

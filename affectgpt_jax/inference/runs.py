@@ -1,16 +1,20 @@
 """Opening what a run needs and what it left behind: shards, layout, the trained model."""
 
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from affectgpt_jax.checkpoint import Checkpoints
 from affectgpt_jax.config import RunConfig, load_config, save_config
 from affectgpt_jax.config.run import MeshConfig
 from affectgpt_jax.data.prompts import needs, soft_layout
-from affectgpt_jax.data.shard_schema import parse_stream
+from affectgpt_jax.data.shard_schema import digest, parse_stream
 from affectgpt_jax.data.shards import Corpus, open_corpus
 from affectgpt_jax.data.tokenizer import Tokenizer
 from affectgpt_jax.errors import UserError
@@ -18,6 +22,7 @@ from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.sharding import make_mesh, parameter_shardings
 from affectgpt_jax.weights.initial import fresh_parameters, in_base, parameter_shapes, read_base, resolve
 from affectgpt_jax.weights.table import nest, paths
+from affectgpt_jax.weights.towers import weights_hash
 from affectgpt_jax.weights.trainable import Tree, join, split
 
 
@@ -153,7 +158,65 @@ def open_run(folder: str | Path, step: int | None = None) -> Run:
       UserError: no run there, or no such checkpoint.
     """
     trained = open_trained(folder, step)
+    return with_base(trained, open_base(trained))
+
+
+def open_base(trained: Trained) -> Tree:
+    """Read the base model of a run, which all its checkpoints share; empty where there is none."""
     model = AffectGPT(trained.config.model)
-    shardings = parameter_shardings(make_mesh(MeshConfig()), parameter_shapes(model))
-    params = join(trained.params, read_base(trained.config, model, shardings))
-    return Run(Path(folder), trained.config, trained.tokenizer, model, params, trained.step)
+    return read_base(trained.config, model, parameter_shardings(make_mesh(MeshConfig()), parameter_shapes(model)))
+
+
+def with_base(trained: Trained, base: Tree) -> Run:
+    """A checkpoint ready to answer."""
+    config = trained.config
+    params = join(trained.params, base)
+    return Run(Path(trained.source), config, trained.tokenizer, AffectGPT(config.model), params, trained.step)
+
+
+def open_steps(folder: str | Path, steps: Iterable[int]) -> Iterator[tuple[Trained, Callable[[], Run]]]:
+    """Several checkpoints of a run, each with what completes it; their common base is read once, and only if asked for.
+
+    Args:
+      folder: run folder.
+      steps: which checkpoints.
+
+    Raises:
+      UserError: no run there, or no such checkpoint.
+    """
+    base: Tree | None = None
+
+    def opened(trained: Trained) -> Run:
+        nonlocal base
+        base = open_base(trained) if base is None else base
+        return with_base(trained, base)
+
+    for step in steps:
+        trained = open_trained(folder, step)
+        yield trained, partial(opened, trained)
+
+
+def run_steps(folder: str | Path) -> list[int]:
+    """Steps of a run's checkpoints, ascending.
+
+    Raises:
+      UserError: it has none.
+    """
+    if not (Path(folder) / "checkpoints").is_dir():
+        raise UserError(f"{folder} has no checkpoints; name a run folder that has trained up to its first one")
+    checkpoints = Checkpoints(Path(folder) / "checkpoints")
+    try:
+        return checkpoints.steps
+    finally:
+        checkpoints.close()
+
+
+def fingerprint(trained: Trained) -> str:
+    """Identity of a model: changes with any number it has learned, its settings, its tokenizer or its base's files."""
+    config = trained.config
+    settings = {"model": config.model.model_dump(mode="json"), "compat": config.compat}
+    base = weights_hash(config.weights.language) if config.weights.language else ""
+    heads = (json.dumps(settings, sort_keys=True), trained.tokenizer.fingerprint, base)
+    learned = sorted(paths(trained.params).items())
+    numbers = (part for path, leaf in learned for part in (path.encode(), np.asarray(leaf).tobytes()))
+    return digest(*(head.encode() for head in heads), *numbers)

@@ -13,13 +13,15 @@ from jaxtyping import Array, Bool, Float, Int
 class Sampling(NamedTuple):
     """How tokens are drawn. Temperature 0 is greedy; top_k 0 and top_p 1 filter nothing.
 
-    The reference samples with temperature 1, top-k 20 and top-p 0.9 (QUIRKS 46).
+    The repetition penalty counts generated tokens, and with `penalise_prompt` the prompt's words, too. The reference
+    samples with temperature 1, top-k 20 and top-p 0.9 (QUIRKS 46).
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    penalise_prompt: bool = False
 
 
 GREEDY = Sampling()
@@ -29,7 +31,8 @@ REFERENCE = Sampling(temperature=1.0, top_k=20, top_p=0.9)
 def penalise_repeats(
     logits: Float[Array, "B V"], earlier: Int[Array, "B N"], used: Bool[Array, "B N"], penalty: float
 ) -> Float[Array, "B V"]:
-    """Divide positive and multiply negative logits of tokens that occurred before."""
+    """Divide positive and multiply negative logits of tokens that occurred before; float32 whatever the logits are."""
+    logits = logits.astype(jnp.float32)  # a small penalty is lost in half precision
     rows = jnp.arange(logits.shape[0])[:, None]
     seen = jnp.zeros(logits.shape, bool).at[rows, earlier].max(used)
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)

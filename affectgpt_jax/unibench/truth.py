@@ -80,19 +80,25 @@ def read_truth(dataset: Dataset, path: Path, split: Split = "test", *, any_count
         The truth, in the file's order.
 
     Raises:
-        UserError: the file is missing or broken, a class is unknown, a value is NaN, a name occurs twice, or the
-            number of clips is not the benchmark's.
+        UserError: the file is missing or broken, a class is unknown, a value is NaN, a name occurs twice, there is no
+            clip, or the number of clips is not the benchmark's.
     """
     file = find_labels(path, dataset)
     if file.suffix == ".csv":
-        entries = _read_csv(file, dataset)
+        entries = _read_csv(file, dataset, CSV_COLUMNS[dataset.task])
     elif dataset.task == "fine-grained":
         entries = dict(read_predictions(file, dataset.task).labels)
     else:
         entries = _read_npz(file, dataset, split)
     if dataset.session is not None:
         entries = {name: entry for name, entry in entries.items() if name[4:5] == dataset.session}
-    if split == "test" and len(entries) != dataset.clips and not any_count:
+    if dataset.splits_file is not None:
+        splits = _read_splits(file.parent / dataset.splits_file, dataset)
+        part = dataset.corpus if split == "test" else dataset.validation
+        entries = {name: entry for name, entry in entries.items() if splits.get(name) == part}
+    if not entries:
+        raise UserError(f"{file} has no {split} clip of {dataset.title}, so there is nothing to score")
+    if split == "test" and dataset.clips not in (None, len(entries)) and not any_count:
         raise UserError(
             f"{file}: expected the {dataset.clips:,} clips that MER-UniBench scores of {dataset.title}, found "
             f"{len(entries):,}; --any-count scores them all the same, but not comparably"
@@ -150,15 +156,30 @@ def _read_npz(path: Path, dataset: Dataset, split: Split) -> dict[str, Any]:
     return {name: entry[field] for name, entry in entries.items()}
 
 
-def _read_csv(path: Path, dataset: Dataset) -> dict[str, Any]:
-    """Clip name -> cell. Names stay strings."""
+def _read_splits(path: Path, dataset: Dataset) -> dict[str, Any]:
+    """Clip name -> split."""
+    if not path.is_file():
+        raise UserError(
+            f"there is no {path}, which says which clips of {dataset.label_file} are scored; expected both in one "
+            "folder, as `affectgpt synth` writes them"
+        )
+    splits = _read_csv(path, dataset, ("split",))
+    known = [part for part in ("train", dataset.validation, dataset.corpus) if part]
+    for name, split in splits.items():
+        if split not in known:
+            raise UserError(f"{path}, clip {name!r}: unknown split {split!r}; expected one of {', '.join(known)}")
+    return splits
+
+
+def _read_csv(path: Path, dataset: Dataset, columns: tuple[str, ...]) -> dict[str, Any]:
+    """Clip name -> cell of the first of the columns that is there. Names stay strings."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file)
         header = next(rows, [])
-        column = next((name for name in CSV_COLUMNS[dataset.task] if name in header), None)
+        column = next((name for name in columns if name in header), None)
         if "name" not in header or column is None:
             raise UserError(
-                f"{path}: expected the columns name, {CSV_COLUMNS[dataset.task][0]} for {dataset.title}; "
+                f"{path}: expected the columns name, {columns[0]} for {dataset.title}; "
                 f"found {', '.join(header) or 'none'}"
             )
         name_at, cell_at = header.index("name"), header.index(column)

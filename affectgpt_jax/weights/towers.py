@@ -1,5 +1,6 @@
 """Opening the frozen encoders from Hugging Face folders."""
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,13 @@ def weights_hash(folder: str | Path) -> str:
     """Identity of a folder's weights: a digest of its safetensors files."""
     folder = model_folder(folder)
     files = sorted(folder.glob("*.safetensors")) if (folder / INDEX).is_file() else [folder / SINGLE]
-    return "-".join(file_digest(file)[:32] for file in files)
+    return "-".join(_digest(file, file.stat().st_size, file.stat().st_mtime_ns)[:32] for file in files)
+
+
+@functools.cache
+def _digest(file: Path, size: int, changed: int) -> str:
+    """A large file is read once as long as it stays as it is."""
+    return file_digest(file)
 
 
 def _provenance(folder: str | Path, part: str, width: int) -> dict[str, Any]:

@@ -41,6 +41,19 @@ def test_penalty() -> None:
     np.testing.assert_array_equal(penalise_repeats(LOGITS, earlier, np.zeros_like(used), penalty=1.3), LOGITS)
 
 
+def test_a_small_penalty_in_half_precision() -> None:
+    """It is applied in float32: many logits of bfloat16 would not move by 5 %, or move too far."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    logits = jnp.asarray(LOGITS, jnp.bfloat16)
+    earlier = np.random.default_rng(2).integers(0, VOCAB, (64, 30))
+    exact = torch.from_numpy(np.array(logits.astype(jnp.float32)))
+    expected = transformers.RepetitionPenaltyLogitsProcessor(penalty=1.05)(torch.from_numpy(earlier), exact)
+    found = penalise_repeats(logits, earlier, np.ones_like(earlier, bool), penalty=1.05)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("top_p", [0.0, 1e-9])
 def test_the_most_likely_token_always_stays(top_p: float) -> None:
     kept = np.isfinite(np.asarray(filter_logits(LOGITS, top_k=0, top_p=top_p)))

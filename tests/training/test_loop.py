@@ -163,7 +163,8 @@ def test_without_absent_features_the_prompt_speaks_of_what_is_there(tiny: Path) 
     found = RunParts(config)
     features = {"audio": np.random.default_rng(3).normal(size=(8, config.model.audio_width)).astype(np.float32)}
     query = Query("a", "line 0 happy", "How does the person feel?", features)
-    answer, nothing, _ = found.answerer()([query, query._replace(name="b", features={}, subtitle=""), query])
+    words, nothing = query._replace(name="b", features={}), query._replace(name="c", features={}, subtitle="")
+    answer, spoken, refused, _ = found.answerer()([query, words, nothing, query])
     assert isinstance(answer, Answer)
     assert "'audio_text'" in answer.note
     assert answer.absent == ("face",)
@@ -172,9 +173,10 @@ def test_without_absent_features_the_prompt_speaks_of_what_is_there(tiny: Path) 
     assert isinstance(expected, Answer)
     assert expected.note == ""
     assert answer.text == expected.text
-    # Words are never absent: a missing subtitle is the empty one.
-    assert isinstance(nothing, Answer)
-    assert "'textonly'" in nothing.note
+    assert isinstance(spoken, Answer)
+    assert "'textonly'" in spoken.note
+    assert isinstance(refused, Rejected)
+    assert refused.reason == "has nothing to go by: no subtitle, and nothing of face, audio"
     # Without words in the mode nothing may remain; that is said, and the others are answered.
     (answered, refused) = found.answerer(mode="audioonly")([query, query._replace(features={})])
     assert isinstance(answered, Answer)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from affectgpt_jax.unibench.datasets import DATASETS
 from affectgpt_jax.unibench.evaluation import DatasetResult
 from affectgpt_jax.unibench.paper import COLUMNS, TABLE_2
 from affectgpt_jax.unibench.report.tables import (
@@ -15,6 +14,7 @@ from affectgpt_jax.unibench.report.tables import (
     Table,
     dataset_tables,
     overview_tables,
+    scored_datasets,
     short_name,
 )
 from affectgpt_jax.unibench.wheel import RULESETS
@@ -111,7 +111,8 @@ def _svg(figure: "Figure") -> str:
 
 def bars(report: Report, *, paper: bool = True) -> "Figure":
     """The primary score of every dataset with its interval, both rulesets, and the paper's AffectGPT as a line."""
-    keys = [d.key for d in DATASETS if any(d.key in system.datasets for system in report.systems)]
+    shown = scored_datasets(report)
+    keys = [dataset.key for dataset in shown]
     series = [(system, ruleset) for system in report.systems for ruleset in RULESETS]
     figure = _figure(4 + len(keys), 3.6)
     axes = figure.subplots()
@@ -130,10 +131,10 @@ def bars(report: Report, *, paper: bool = True) -> "Figure":
             )  # fmt: skip
     if paper:
         published = dict(zip(COLUMNS, TABLE_2[-1].scores, strict=True))
-        for x, key in enumerate(keys):
+        for x, key in enumerate(key for key in keys if key in published):
             axes.hlines(published[key], x - 0.42, x + 0.42, color="#333333", linestyle="--", linewidth=1,
                         label="AffectGPT, paper" if x == 0 else "")  # fmt: skip
-    axes.set_xticks(range(len(keys)), [d.title for d in DATASETS if d.key in keys])
+    axes.set_xticks(range(len(keys)), [dataset.title for dataset in shown])
     axes.set_ylabel("primary score, %")
     axes.set_ylim(0, 100)
     axes.spines[["top", "right"]].set_visible(False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from affectgpt_jax.unibench.datasets import DATASETS, Dataset
+from affectgpt_jax.unibench.datasets import DATASETS, SYNTHETIC, Dataset
 from affectgpt_jax.unibench.evaluation import CheckpointResult, DatasetResult, Settings, SystemResult
 from affectgpt_jax.unibench.intervals import Score, paired_differences
 from affectgpt_jax.unibench.metrics import SENTIMENT_CLASSES, class_sets, values, wheel_values
@@ -86,8 +86,10 @@ def short_name(checkpoint: str) -> str:
     return parts[1] if len(parts) > 1 and parts[0] == "checkpoint" else checkpoint
 
 
-def _shown(report: Report) -> list[Dataset]:
-    return [dataset for dataset in DATASETS if any(dataset.key in system.datasets for system in report.systems)]
+def scored_datasets(report: Report) -> list[Dataset]:
+    """The datasets of a report in the order of the paper's table; the synthetic one comes last."""
+    known = (*DATASETS, SYNTHETIC)
+    return [dataset for dataset in known if any(dataset.key in system.datasets for system in report.systems)]
 
 
 def summary(report: Report) -> Table:
@@ -112,7 +114,7 @@ def summary(report: Report) -> Table:
 
 def main_table(report: Report, *, paper: bool = True) -> Table:
     """All nine datasets and their mean, beside the paper's table."""
-    shown = _shown(report)
+    shown = [dataset for dataset in scored_datasets(report) if dataset in DATASETS]
     partial = 1 < len(shown) < len(DATASETS)
     rows = []
     for system in report.systems:
@@ -290,7 +292,10 @@ def _difference(first: DatasetResult, second: DatasetResult, ruleset: Ruleset, s
 
 def overview_tables(report: Report, *, paper: bool = True) -> list[Table]:
     """The tables that come first: both rulesets, the benchmark beside the paper, differences."""
-    return [summary(report), main_table(report, paper=paper), *difference_tables(report)]
+    tables = [summary(report), *difference_tables(report)]
+    if any(dataset in DATASETS for dataset in scored_datasets(report)):  # the synthetic corpus is no part of it
+        tables.insert(1, main_table(report, paper=paper))
+    return tables
 
 
 def dataset_tables(report: Report, system: SystemResult, result: DatasetResult, *, details: bool) -> list[Table]:

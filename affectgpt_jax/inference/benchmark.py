@@ -1,0 +1,127 @@
+"""Answers about a corpus split, on disk as they come: what a benchmark is scored from, and what a challenge is sent.
+
+An answer file is JSON lines. The first says what the answers come from (model, clips, question); a file that says
+something else is never continued. Each other line is a clip: `name`, `answer`, `labels` (read by rule), `absent`
+(streams the clip lacks), `tokens`, `note`; or `name` and `rejected`, the reason why it could not be asked.
+"""
+
+import json
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from affectgpt_jax.data.examples import Rejected
+from affectgpt_jax.data.prompts import question
+from affectgpt_jax.data.shards import Corpus
+from affectgpt_jax.errors import UserError
+from affectgpt_jax.inference.answering import Answer, Answerer
+from affectgpt_jax.inference.evaluate import PLAIN, make_queries
+from affectgpt_jax.inference.predict import longest_answer
+from affectgpt_jax.inference.runs import Run, Trained
+
+CALLS = 8
+"""Batches between two writes; clips of like length share one, so a few should be sorted together."""
+
+Record = dict[str, Any]
+
+
+def answer_split(
+    trained: Trained,
+    opened: Callable[[], Run],
+    corpus: Corpus,
+    file: Path,
+    *,
+    model: str,
+    kind: str = "ovlabel",
+    names: Collection[str] | None = None,
+    batch: int | None = None,
+    max_new: int | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Record]:
+    """Answer one question about the clips of a split, going on where an earlier attempt ended.
+
+    Args:
+      trained: the checkpoint.
+      opened: opens it with its base; called if there is anything left to answer.
+      corpus: the split, with the streams of the model.
+      file: where answers are kept.
+      model: the checkpoint's `runs.fingerprint`.
+      kind: of question (`prompts.QUESTIONS`).
+      names: clips that are asked about; all by default.
+      batch: clips at a time; the run's `evaluate.batch` by default.
+      max_new: tokens of an answer at most; by default `predict.longest_answer`.
+      report: called with clips done and in all.
+
+    Returns:
+      A record a clip by name, in the corpus's order.
+
+    Raises:
+      UserError: the file is of another model, other clips or another question.
+    """
+    batch, max_new = batch or trained.config.evaluate.batch, max_new or longest_answer(trained.config)
+    facts = {
+        "model": model,
+        "step": trained.step,
+        "clips": corpus.fingerprint,
+        "question": question(kind),
+        "max_new": max_new,
+    }
+    done = read_answers(file, facts)
+    wanted = {name: i for i, name in enumerate(corpus.names) if names is None or name in names}
+    left = [i for name, i in wanted.items() if name not in done]
+    report(len(wanted) - len(left), len(wanted))
+    if left:
+        run = opened()
+        answerer = Answerer(run, batch=batch, max_new=max_new)
+        with file.open("a", encoding="utf-8") as out:
+            for start in range(0, len(left), CALLS * batch):
+                chosen = left[start : start + CALLS * batch]
+                for outcome in answerer(make_queries(run, corpus, PLAIN, kind, clips=chosen)):
+                    done[outcome.name] = _record(outcome)
+                    out.write(json.dumps(done[outcome.name], ensure_ascii=False) + "\n")
+                out.flush()
+                report(len(wanted) - len(left) + start + len(chosen), len(wanted))
+    return {name: done[name] for name in wanted}
+
+
+def read_answers(file: Path, facts: dict[str, Any]) -> dict[str, Record]:
+    """The answers in a file that an interrupted attempt left, by name; begins the file if there is none.
+
+    Args:
+      file: the answer file.
+      facts: what the answers come from.
+
+    Raises:
+      UserError: the file says otherwise.
+    """
+    lines = list(_lines(file)) if file.is_file() else []
+    if not lines:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
+        return {}
+    found = lines[0]
+    if other := {key: value for key, value in facts.items() if found.get(key) != value}:
+        listed = ", ".join(f"{key} {found.get(key)!r} instead of {value!r}" for key, value in other.items())
+        raise UserError(f"{file} has answers of something else: {listed}; name another --out, or remove the file")
+    return {record["name"]: record for record in lines[1:]}
+
+
+def _lines(file: Path) -> Iterator[Record]:
+    """The records of a file; a last line that was cut off is taken off the file, too."""
+    whole = file.read_bytes()
+    end = whole.rfind(b"\n") + 1
+    if end < len(whole):
+        with file.open("r+b") as out:
+            out.truncate(end)
+    for number, line in enumerate(whole[:end].splitlines(), 1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file}, line {number} is not JSON ({error}); remove the line, or the file") from error
+
+
+def _record(outcome: Answer | Rejected) -> Record:
+    if isinstance(outcome, Rejected):
+        return {"name": outcome.name, "rejected": outcome.reason}
+    record = outcome._asdict() | {"answer": outcome.text}
+    return {key: record[key] for key in ("name", "answer", "labels", "absent", "tokens", "note") if record[key] != ""}
