@@ -8,9 +8,9 @@ DATASETS holds the nine data sets' folders in the layout of the original (mer202
 `synthetic` is a corpus of `affectgpt synth`. Everything lies in OUT: shards/, answers/, predictions/ (what
 `affectgpt score` reads) and report/. Interrupted, it goes on where it ended.
 
-Labels are read from the answers by rule, or, with --language, by the language model that the benchmark prescribes
-(Qwen2.5-7B-Instruct). Several checkpoints are scored side by side; --validation also answers the validation clips, on
-which the strict column then chooses its checkpoint.
+Labels are read from the answers by rule, or, with --language or evaluate.extractor in the run's config, by the language
+model that the benchmark prescribes (Qwen2.5-7B-Instruct). Several checkpoints are scored side by side; --validation
+also answers the validation clips, on which the strict column then chooses its checkpoint.
 """
 
 import argparse
@@ -62,7 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--datasets", default="all", metavar="NAME,...", help="which; default: all that are there")
     add("--steps", default="newest", metavar="N,...", help="checkpoints: newest, all, or steps (default: newest)")
     add("--out", type=Path, metavar="DIR", help="where to; default: RUN/benchmark")
-    add("--language", metavar="DIR", help="language model that reads labels from the answers; default: by rule")
+    add(
+        "--language",
+        metavar="DIR",
+        help="language model that reads labels from the answers (default: evaluate.extractor, else by rule)",
+    )
     add("--wheel-dir", type=Path, help="official emotion-wheel folder (default: $AFFECTGPT_WHEEL_DIR)")
     add("--validation", action="store_true", help="strict: choose the checkpoint on the validation clips")
     add("--checkpoint", help="strict: the checkpoint fixed beforehand, such as step00005000 (default: the last one)")
@@ -94,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
     dropped = clip_names(args.drop_names)
     parts = list(_parts(args))
     steps = chosen_steps(args.steps, run_steps(folder))
-    reader = label_reader(args.language)
     config = load_config(folder / "config.yaml")
+    reader = label_reader(args.language or config.evaluate.extractor)
     out: Path = args.out or folder / "benchmark"
     if args.limit:
         out = out / f"first{args.limit}"
@@ -221,7 +225,7 @@ def _answer(args: argparse.Namespace, parts: Sequence[Part], steps: Sequence[int
                 )
 
 
-def label_reader(language: str | None) -> "Extractor | Rules":
+def label_reader(language: str) -> "Extractor | Rules":
     """What reads labels out of answers: a language model, or the rules."""
     from affectgpt_jax.inference.extraction import Extractor, Rules
 

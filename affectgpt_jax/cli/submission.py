@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--names", type=Path, metavar="CSV", help="table with a column name: the clips; default: all in DIR/video")
     add("--out", type=Path, metavar="FILE.csv", help="what is written; default: RUN/submission_TRACK.csv")
     add("--work", type=Path, metavar="DIR", help="features and answers; default: RUN/submission")
-    add("--language", metavar="DIR", help="language model that reads labels from the answers; default: by rule")
+    add(
+        "--language",
+        metavar="DIR",
+        help="language model that reads labels from the answers (default: evaluate.extractor, else by rule)",
+    )
     add("--step", type=int, metavar="N", help="checkpoint; the newest by default")
     add("--batch", type=int, metavar="N", help="clips at a time; the run's evaluate.batch by default")
     add("--max-new", type=int, metavar="N", help="tokens of an answer at most")
@@ -54,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
     out: Path = args.out or folder / f"submission_{args.track}.csv"
     if out.exists() and not args.overwrite:
         raise UserError(f"{out} is there already; give --overwrite to replace it, or name another with --out")
-    reader = label_reader(args.language)
     listing = read_unlabelled(args.corpus, args.names)
     trained = open_trained(folder, args.step)
+    reader = label_reader(args.language or trained.config.evaluate.extractor)
     prepare_split(trained.config, listing.records, listing.problems, work / "shards", "test")
     corpus = open_shards(trained.config, "test", str(work / "shards"))
     names = [record.name for record in listing.records]

@@ -136,6 +136,10 @@ class EvaluateConfig(Section):
     batch: PositiveInt = 32
     max_new: PositiveInt = Field(default=64, description="tokens of an answer at most")
     question: str = "ovlabel"
+    extractor: str = Field(
+        default="",
+        description="language model that reads labels out of answers, for `benchmark` and `submission`; empty: by rule",
+    )
 
 
 class RunConfig(Section):

@@ -92,7 +92,7 @@ class Scripted:
 @pytest.mark.slow
 def test_answers_of_a_model(folder: Path, names: list[str], predictions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Videos and their shards get the answers that the reference's prompts get: greedy, both questions, in order."""
-    monkeypatch.setattr(release, "LONGEST_ANSWER", 8)
+    monkeypatch.setattr("affectgpt_jax.inference.predict.LONGEST_ANSWER", 8)
     counts = []
     pairs = answer_released(
         folder / "run", predictions, folder / "corpus", clips=3, progress=lambda *count: counts.append(count)
