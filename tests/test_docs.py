@@ -36,7 +36,7 @@ def test_the_demo_step_by_step(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     seen = set()
-    for _, name, *words in commands("affectgpt", "README.md", "docs/conversion.md", "docs/benchmark.md"):
+    for _, name, *words in commands("affectgpt", "README.md", "docs/conversion.md", "docs/benchmark.md", "docs/data.md"):
         if name in ("score", "wheel"):
             continue
         if name == "predict":

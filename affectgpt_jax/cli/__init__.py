@@ -8,6 +8,7 @@ never loads jax.
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ COMMANDS = {
     "towers": "train the demo's small vision and audio towers and its tokenizer",
     "prepare": "decode and encode a corpus into feature shards",
     "train": "train a model",
+    "explain": "show what the model sees of one sample",
     "evaluate": "answer a corpus split and score the answers",
     "predict": "answer questions about your own clips",
     "export": "write a run's weights for PEFT, transformers, vLLM or the authors' code",
@@ -58,7 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.description = module.__doc__
             sub.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(sub)
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    # argparse takes no more KEY=VALUE once an option has come in between.
+    if rest and hasattr(args, "overrides") and all(re.match(r"\w+(\.\w+)*=", word) for word in rest):
+        args.overrides = [*args.overrides, *rest]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     set_environment()
     try:
         return module.run(args)

@@ -45,7 +45,7 @@ class DropoutRates(Section):
 class DataConfig(Section):
     """Samples and rows."""
 
-    shards: str = Field(default="", description="folder that `prepare` wrote")
+    shards: str = Field(default="", description="folder that `prepare` wrote, or its copy at gs://... or s3://...")
     source: Literal["features", "media"] = Field(
         default="features", description="prepared features, or clips decoded and encoded in the loop"
     )
@@ -115,6 +115,10 @@ class TrainConfig(Section):
     """The loop."""
 
     output: str = Field(default="", description="run folder; empty is runs/<name>")
+    init_from: str = Field(
+        default="", description="run folder, export or .pth whose learned parameters the run starts from"
+    )
+    other_corpus: bool = Field(default=False, description="go on although data.shards is not what the run began with")
     steps: PositiveInt = Field(default=300_000, description="optimizer steps")
     rows: PositiveInt = Field(default=3, description="rows of a batch, over all devices")
     accumulate: PositiveInt = Field(default=1, description="batches of one optimizer step")

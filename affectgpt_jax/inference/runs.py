@@ -1,6 +1,7 @@
 """Opening what a run needs and what it left behind: shards, layout, the trained model."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from affectgpt_jax.config.run import MeshConfig
 from affectgpt_jax.data.prompts import needs, soft_layout
 from affectgpt_jax.data.shard_schema import digest, parse_stream
 from affectgpt_jax.data.shards import Corpus, open_corpus
+from affectgpt_jax.data.storage import is_remote, local_copy
 from affectgpt_jax.data.tokenizer import Tokenizer
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.models.affectgpt import AffectGPT
@@ -50,13 +52,22 @@ def feature_shapes(config: RunConfig) -> dict[str, tuple[int, int]]:
 
 
 def open_shards(config: RunConfig, split_name: str, root: str | None = None, *, verify: bool = True) -> Corpus:
-    """The shards of a split with the model's streams, of the widths the model expects."""
+    """The shards of a split with the model's streams, of the widths the model expects.
+
+    An address such as gs://BUCKET/PATH is copied to this machine first.
+    """
     root = config.data.shards if root is None else root
     if not root:
         raise UserError("data.shards: name the folder that `affectgpt prepare` wrote")
     widths = {name: width for name, (_, width) in feature_shapes(config).items()}
     expect = {stream: {"width": widths[name]} for name, stream in model_streams(config).items()}
+    if is_remote(root):
+        root, verify = str(local_copy(root, split_name, tuple(expect), _tell)), False  # checked as it came
     return open_corpus(root, split_name, tuple(expect), expect=expect, verify=verify)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 class Trained(NamedTuple):

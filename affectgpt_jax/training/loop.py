@@ -3,7 +3,7 @@
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -23,16 +23,18 @@ from affectgpt_jax.data.prompts import layout_size
 from affectgpt_jax.data.shards import Corpus
 from affectgpt_jax.data.tokenizer import Tokenizer
 from affectgpt_jax.errors import UserError
-from affectgpt_jax.inference.runs import model_layout, model_streams, open_shards
+from affectgpt_jax.inference.runs import UNTRAINED, model_layout, model_streams, open_shards
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.sharding import batch_sharding, make_mesh, parameter_shardings, state_shardings
 from affectgpt_jax.training.flops import Work, batch_work, decoder_work, peak_flops
 from affectgpt_jax.training.optimizer import make_optimizer, make_schedule
+from affectgpt_jax.training.start import read_start
 from affectgpt_jax.training.state import TrainState, new_state
 from affectgpt_jax.training.step import Metrics, make_step
 from affectgpt_jax.training.telemetry import CompileCounter, RunLog, clock
-from affectgpt_jax.weights.initial import initial_parameters, parameter_shapes, resolve
-from affectgpt_jax.weights.trainable import Tree, split
+from affectgpt_jax.weights.initial import in_base, initial_parameters, parameter_shapes, resolve
+from affectgpt_jax.weights.table import nest, paths
+from affectgpt_jax.weights.trainable import Tree, join, split
 
 ENVIRONMENT = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -97,8 +99,13 @@ class Setup(NamedTuple):
     step: Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]
 
 
-def set_up(config: RunConfig) -> Setup:
-    """Build mesh, parameters, state and the compiled step of a resolved config."""
+def set_up(config: RunConfig, given: Mapping[str, Any] | None = None) -> Setup:
+    """Build mesh, parameters, state and the compiled step of a resolved config.
+
+    Args:
+      config: the run.
+      given: parameters by path to start from, see `initial_parameters`.
+    """
     mesh = make_mesh(config.mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.train.rows % rows:
@@ -107,7 +114,7 @@ def set_up(config: RunConfig) -> Setup:
             f"use {-(-config.train.rows // rows) * rows}"
         )
     model = AffectGPT(config.model)
-    params = initial_parameters(config, model, parameter_shardings(mesh, parameter_shapes(model)))
+    params = initial_parameters(config, model, parameter_shardings(mesh, parameter_shapes(model)), given)
     trainable, frozen = split(config.model, params, config.train.trainable)
     optimizer = make_optimizer(config.train.optimizer, config.train.steps)
     abstract = jax.eval_shape(lambda: new_state(trainable, optimizer))
@@ -152,20 +159,41 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
     compiles = CompileCounter()
     corpus = open_shards(config, config.data.split)
     ask = make_asker(config, tokenizer)
-    setup = set_up(config)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.train.keep)
+    resumed = checkpoints.latest is not None
+    if resumed and not checkpoints.holds("progress"):
+        raise UserError(
+            f"{folder} holds converted weights and no training; start from them with train.init_from={folder} and "
+            "another train.output"
+        )
+    start = None if resumed or not config.train.init_from else read_start(config, tokenizer)
+    setup = set_up(config, start.given if start else None)
     with RunLog(folder, config.train.steps) as log, stop_signals() as asked_to_stop:
         plan, samples = make_plan(config, corpus, ask, log.say)
-        state = setup.state
-        if checkpoints.latest is not None:
-            _, items, facts = checkpoints.restore(_items(targets(state)))
+        state, frozen = setup.state, setup.frozen
+        # What is neither trained nor fresh nor the base's can come from nowhere but a checkpoint.
+        kept = _outside(config, frozen) if start or checkpoints.holds(UNTRAINED) else {}
+        origin: dict[str, Any] = {}
+        if start:
+            log.say(f"starting from {start.source}" + (f"; made anew: {', '.join(start.fresh)}" if start.fresh else ""))
+            origin = {"init_from": {"source": start.source, "model": start.model}}
+        if resumed:
+            wanted = _items(targets(state)) | ({UNTRAINED: targets(kept)} if kept else {})
+            _, items, facts = checkpoints.restore(wanted)
             state = TrainState(items["progress"]["step"], items["params"], items["progress"]["optimizer"])
+            kept = items.get(UNTRAINED, {})
+            setup = setup._replace(frozen=join(kept, frozen))
+            origin = {key: facts[key] for key in ("init_from",) if key in facts}
             if facts["corpus"] != corpus.fingerprint:
-                raise UserError(
+                told = (
                     f"{folder} was trained on other shards than {config.data.shards} (fingerprint "
-                    f"{facts['corpus'][:12]}, found {corpus.fingerprint[:12]}); name those, or start in another "
-                    "train.output"
+                    f"{facts['corpus'][:12]}, found {corpus.fingerprint[:12]})"
                 )
+                if not config.train.other_corpus:
+                    raise UserError(
+                        f"{told}; name those, start in another train.output, or go on with train.other_corpus=true"
+                    )
+                log.say(f"{told}; going on with these")
             log.say(f"going on from step {int(state.step)}")
         if jax.process_index() == 0:
             save_config(config, folder / "config.yaml")
@@ -173,7 +201,9 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
             "corpus": corpus.fingerprint,
             "environment": {"python": platform.python_version(), **{name: version(name) for name in ENVIRONMENT}},
             "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+            **origin,
         }
+        more = {UNTRAINED: kept} if kept else {}
         batches = _batches(config, corpus, plan, samples, ask, tokenizer, int(state.step), media)
         loop = _Loop(config, setup, log, compiles)
         state = loop.run(
@@ -181,10 +211,10 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
             batches,
             media.encode if media else None,
             asked_to_stop,
-            lambda step, state: checkpoints.save(step, _items(state), {**facts, "step": step}),
+            lambda step, state: checkpoints.save(step, _items(state) | more, {**facts, "step": step}),
         )
         last = int(state.step)
-        checkpoints.save(last, _items(state), {**facts, "step": last})
+        checkpoints.save(last, _items(state) | more, {**facts, "step": last})
         checkpoints.wait()
         finished = last >= config.train.steps
         seconds = time.perf_counter() - started
@@ -260,6 +290,11 @@ def _require_complete(config: RunConfig, corpus: Corpus, samples: np.ndarray) ->
 def _items(state: TrainState) -> dict[str, Any]:
     """A state as a checkpoint keeps it: what a reader of the model wants stands alone."""
     return {"params": state.params, "progress": {"step": state.step, "optimizer": state.optimizer}}
+
+
+def _outside(config: RunConfig, frozen: Tree) -> Tree:
+    """The frozen parameters that do not stand in the base's folder."""
+    return nest({path: leaf for path, leaf in paths(frozen).items() if not in_base(config, path)})
 
 
 class _Loop:

@@ -1,11 +1,12 @@
 """A run's parameters before training: the base model from its folder, the rest fresh from the seed."""
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from affectgpt_jax.config.networks import DecoderConfig, ModelConfig
 from affectgpt_jax.config.run import RunConfig
@@ -57,17 +58,22 @@ def _shapes(config: ModelConfig) -> Any:
     return jax.eval_shape(lambda: model.init(jax.random.key(0), method="initialise"))["params"]
 
 
-def initial_parameters(config: RunConfig, model: AffectGPT, shardings: Any) -> dict[str, Any]:
+def initial_parameters(
+    config: RunConfig, model: AffectGPT, shardings: Any, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """All parameters of a resolved config, made where they will lie.
 
     Args:
       config: the run; `weights.language` names the base model, `train.seed` decides what is fresh.
       model: its network.
       shardings: a sharding for each parameter.
+      given: parameters by path that are neither fresh nor the base's.
     """
-    own = {path for path in paths(shardings) if not in_base(config, path)}
-    fresh = fresh_parameters(config, model, shardings, own)
-    return nest(paths(fresh) | paths(read_base(config, model, shardings)))
+    given, places = given or {}, paths(shardings)
+    own = {path for path in places if not in_base(config, path)}
+    fresh = fresh_parameters(config, model, shardings, own - given.keys())
+    put = {path: jax.device_put(np.asarray(leaf), places[path]) for path, leaf in given.items()}
+    return nest(paths(fresh) | paths(read_base(config, model, shardings)) | put)
 
 
 def fresh_parameters(config: RunConfig, model: AffectGPT, shardings: Any, wanted: Collection[str]) -> dict[str, Any]:

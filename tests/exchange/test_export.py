@@ -238,6 +238,7 @@ def test_the_authors_run_starts_here(bases: Path, tmp_path: Path) -> None:
     assert main(["train", str(ours), f"train.output={run}"]) == 0
     losses = [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite([loss for loss in losses if loss is not None]).all()
+    pytest.importorskip("torch")
     export(run, tmp_path / "out", "pth", parity=False)
     (file,) = (tmp_path / "out").glob("*.pth")
     assert re.fullmatch(r"checkpoint_000002_loss_\d+\.\d{3}\.pth", file.name)

@@ -125,6 +125,7 @@ def test_prompts_are_the_references() -> None:
 def test_the_chat_template(message: str) -> None:
     """Text and ids are those of transformers with the tokenizer of Qwen2.5."""
     transformers = pytest.importorskip("transformers")
+    pytest.importorskip("jinja2")
     folder = reference_folder("AFFECTGPT_TOKENIZERS", "../shared/tokenizers") / "qwen2.5"
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     chat = [{"role": "user", "content": message}]
