@@ -61,12 +61,12 @@ $(VENV)/.run-$(STAMP): | $(VENV)/bin/python
 	@rm -f $(VENV)/.run-* $(VENV)/.dev-*; touch $@
 
 $(VENV)/.dev-$(STAMP): $(VENV)/.run-$(STAMP)
-	$(PYTHON) -m pip --python $(BIN)/python install --quiet -c $(LOCK) -e '.[dev,torch]'
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet -c $(LOCK) -e '.[dev,torch,faces]'
 	@touch $@
 
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv --without-pip .venv-lock
-	$(PYTHON) -m pip --python .venv-lock/bin/python install --quiet -e '.[dev,torch]'
+	$(PYTHON) -m pip --python .venv-lock/bin/python install --quiet -e '.[dev,torch,faces]'
 	$(PYTHON) -m pip --python .venv-lock/bin/python freeze --exclude-editable | sed 's/+cpu$$//' > $(LOCK)
 	rm -rf .venv-lock
 

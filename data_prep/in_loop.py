@@ -18,7 +18,7 @@ from affectgpt_jax.data.shards import open_corpus
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.encoders import Encoders
 from affectgpt_jax.inference.runs import model_streams
-from data_prep.readers import read_mer_caption_plus
+from data_prep.corpora import read_corpus
 
 CLIP_SAMPLES = 32000
 """Samples of one clip of sound: 2 s at 16 kHz."""
@@ -35,7 +35,7 @@ def media_in_loop(config: RunConfig) -> MediaInLoop:
     if not config.prepare.corpus:
         raise UserError("data.source=media needs prepare.corpus, the folder of the clips")
     names = open_corpus(config.data.shards, config.data.split).names
-    files = {record.name: record.files for record in read_mer_caption_plus(config.prepare.corpus).records}
+    files = {record.name: record.files for record in read_corpus(config.prepare.corpus).records}
     lost = [name for name in names if name not in files]
     if lost:
         raise UserError(

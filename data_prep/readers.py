@@ -13,6 +13,8 @@ from affectgpt_jax.errors import UserError
 
 LABELS_FILE = "track2_train_mercaptionplus.csv"
 DESCRIPTIONS_FILE = "track3_train_mercaptionplus.csv"
+OV_MERD_LABELS_FILE = "track2_train_ovmerd.csv"
+OV_MERD_DESCRIPTIONS_FILE = "track3_train_ovmerd.csv"
 SUBTITLES_FILE = "subtitle_chieng.csv"
 SPLITS_FILE = "synth_splits.csv"
 
@@ -90,24 +92,91 @@ def read_mer_caption_plus(root: Path | str) -> Listing:
     Raises:
         UserError: a table or a column is missing, is not UTF-8, names an unknown split, or there is no clip.
     """
-    root = Path(root)
+    return _read_mer2025(Path(root), LABELS_FILE, DESCRIPTIONS_FILE)
+
+
+def read_ov_merd(root: Path | str) -> Listing:
+    """Reads OV-MERD from a folder in the layout of MER2025, by the same rules as MER-Caption+, beside which it lies.
+
+    Args:
+        root: the folder with `video/`, `audio/`, `openface_face/` and the tables.
+
+    Returns:
+        The clips and the problems. A clip's media are None where there is no file.
+
+    Raises:
+        UserError: a table or a column is missing, is not UTF-8, or there is no clip.
+    """
+    return _read_mer2025(Path(root), OV_MERD_LABELS_FILE, OV_MERD_DESCRIPTIONS_FILE)
+
+
+def read_mer_caption(table: Path | str) -> Listing:
+    """Reads the unfiltered MER-Caption, whose table has no name that the release would fix, by the same rules.
+
+    Args:
+        table: CSV with `name` and `openset`, `reason` or both, in a folder in the layout of MER2025. Where it is called
+            track2_... and has no descriptions, those of the track3_... of the same name beside it count.
+
+    Returns:
+        The clips and the problems. A clip's media are None where there is no file.
+
+    Raises:
+        UserError: a table or a column is missing, is not UTF-8, or there is no clip.
+    """
+    root, file = Path(table).parent, Path(table).name
+    if not Path(table).is_file():
+        raise UserError(
+            f"there is no file {table}; name MER-Caption's table (columns name, and openset, reason or both)"
+        )
     problems: list[Problem] = []
-    labels = read_table(root / LABELS_FILE, ("name", "openset"), problems)
-    descriptions = read_table(root / DESCRIPTIONS_FILE, ("name", "reason"), problems)
+    rows = read_table(root / file, ("name",), problems)
+    columns = next(iter(rows.values())).cells if rows else {}
+    if rows and not {"openset", "reason"} & set(columns):
+        raise UserError(
+            f"{table} has neither a column 'openset' nor 'reason'; MER-Caption's table has name, and one of them or "
+            f"both, found {', '.join(map(repr, columns))}."
+        )
+    labels = (file, rows) if "openset" in columns else None
+    companion = file.replace("track2", "track3", 1)
+    if "reason" not in columns and companion != file and (root / companion).is_file():
+        return _clips(root, (file, rows), labels, (companion, _descriptions(root / companion, problems)), problems)
+    return _clips(root, (file, rows), labels, (file, rows), problems)
+
+
+_Named = tuple[str, dict[str, _Row]]
+"""A table and what its file is called."""
+
+
+def _read_mer2025(root: Path, labels_file: str, descriptions_file: str) -> Listing:
+    """Reads the clips of one release among those of a folder in the layout of MER2025."""
+    problems: list[Problem] = []
+    labels = (labels_file, read_table(root / labels_file, ("name", "openset"), problems))
+    descriptions = (descriptions_file, _descriptions(root / descriptions_file, problems))
+    return _clips(root, labels, labels, descriptions, problems)
+
+
+def _descriptions(path: Path, problems: list[Problem]) -> dict[str, _Row]:
+    return read_table(path, ("name", "reason"), problems)
+
+
+def _clips(root: Path, clips: _Named, labels: _Named | None, descriptions: _Named, problems: list[Problem]) -> Listing:
+    """Puts clips together: the first table says which there are, each of the others what it knows of them."""
+    clips_file, names = clips
     subtitles = read_table(root / SUBTITLES_FILE, ("name", "english"), problems)
     splits = read_table(root / SPLITS_FILE, ("name", "split"), problems) if (root / SPLITS_FILE).exists() else None
-    if not labels:
-        raise UserError(f"{root / LABELS_FILE} lists no clip.")
-    problems += missing_lines(labels, {DESCRIPTIONS_FILE: descriptions, SUBTITLES_FILE: subtitles})
+    if not names:
+        raise UserError(f"{root / clips_file} lists no clip.")
+    problems += missing_lines(names, {descriptions[0]: descriptions[1], SUBTITLES_FILE: subtitles})
+    words = {name: tuple(parse_openset(cell(labels[1], name, "openset"))) for name in names} if labels else {}
     problems += [
-        Problem(name, LABELS_FILE, f"line {row.line}: no label, which trains as neutral")
-        for name, row in labels.items()
-        if not parse_openset(cell(labels, name, "openset"))
+        Problem(name, clips_file, f"line {names[name].line}: no label, which trains as neutral")
+        for name, found in words.items()
+        if not found
     ]
     problems += [
-        Problem(name, DESCRIPTIONS_FILE, "a description without labels: the clip is not used, as in the reference")
-        for name in descriptions
-        if name not in labels
+        Problem(name, descriptions[0], "a description without labels: the clip is not used, as in the reference")
+        for name in descriptions[1]
+        if name not in names
     ]
     available = {folder: listed(root / folder) for folder in ("video", "audio", "openface_face")}
     return Listing(
@@ -118,12 +187,12 @@ def read_mer_caption_plus(root: Path | str) -> Listing:
                     split=_split(root, splits, name, problems),
                     subtitle=cell(subtitles, name, "english"),
                     chinese=cell(subtitles, name, "chinese"),
-                    labels=tuple(parse_openset(cell(labels, name, "openset"))),
-                    description=cell(descriptions, name, "reason"),
+                    labels=words.get(name, ()),
+                    description=cell(descriptions[1], name, "reason"),
                 ),
                 _files(root, name, available),
             )
-            for name in labels
+            for name in names
         ),
         tuple(problems),
     )
@@ -170,7 +239,7 @@ def read_unlabelled(root: Path | str, names: Path | str | None = None) -> Listin
 def read_table(path: Path, columns: Sequence[str], problems: list[Problem]) -> dict[str, _Row]:
     """Reads a CSV file with a header into rows by name; rows that cannot be used become problems."""
     rows: dict[str, _Row] = {}
-    for row in _rows(path, columns, problems):
+    for row in read_rows(path, columns, problems):
         name = row.cells["name"]
         if not is_clip_name(name):
             problems.append(
@@ -189,7 +258,8 @@ def is_clip_name(name: str) -> bool:
     return bool(name.strip()) and not any(sign in name for sign in "/\\\n\r\0") and name not in (".", "..")
 
 
-def _rows(path: Path, columns: Sequence[str], problems: list[Problem]) -> Iterator[_Row]:
+def read_rows(path: Path, columns: Sequence[str], problems: list[Problem]) -> Iterator[_Row]:
+    """Reads the rows of a CSV file with a header that has these columns; a row of another length becomes a problem."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -200,6 +270,8 @@ def _rows(path: Path, columns: Sequence[str], problems: list[Problem]) -> Iterat
                     f"{path} has no column {missing[0]!r}; expected at least {', '.join(columns)}, found "
                     f"{', '.join(map(repr, header)) or 'no header at all'}."
                 )
+            if twice := [column for column in header if column and header.count(column) > 1]:
+                raise UserError(f"{path} has two columns {twice[0]!r}; rename or remove one of them.")
             for cells in reader:
                 if not cells:
                     continue  # a blank line
@@ -211,9 +283,12 @@ def _rows(path: Path, columns: Sequence[str], problems: list[Problem]) -> Iterat
                     continue
                 yield _Row(reader.line_num, dict(zip(header, cells, strict=True)))
     except FileNotFoundError as error:
+        tables, release = (LABELS_FILE, DESCRIPTIONS_FILE), "A MER-Caption+"
+        if path.name in (OV_MERD_LABELS_FILE, OV_MERD_DESCRIPTIONS_FILE):
+            tables, release = (OV_MERD_LABELS_FILE, OV_MERD_DESCRIPTIONS_FILE), "An OV-MERD"
         raise UserError(
-            f"There is no {path}. A MER-Caption+ folder holds {LABELS_FILE}, {DESCRIPTIONS_FILE} and {SUBTITLES_FILE} "
-            "beside video/, audio/ and openface_face/."
+            f"There is no {path}. {release} folder holds {', '.join(tables)} and {SUBTITLES_FILE} beside video/, "
+            "audio/ and openface_face/."
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(

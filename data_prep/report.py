@@ -29,6 +29,11 @@ class PrepareReport(BaseModel):
         megabytes: size of the streams' files.
         seconds: how long it took; of a resumed preparation the last part only.
         clips_per_second: clips decoded and encoded in that time.
+        detected: per stream of faces written with a detector, kept clips whose crops were detected and not stored.
+        encoders_busy: share of the time in which an encoder was at work; the rest it waited for clips to be decoded.
+        unfinished: shards that other processes have not written yet; nothing can be read before they have, and the
+            counts are those of the shards that are there.
+        unfinished_clips: clips of these shards.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,20 +50,32 @@ class PrepareReport(BaseModel):
     megabytes: float
     seconds: float
     clips_per_second: float
+    detected: Mapping[str, int] = {}
+    encoders_busy: float = 0.0
+    unfinished: int = 0
+    unfinished_clips: int = 0
 
     def summary(self, shown: int | None = _SHOWN) -> str:
         """The report in words, with the first `shown` problems of each kind; None shows all."""
         splits = ", ".join(f"{split} {count}" for split, count in self.splits.items())
         streams = ", ".join(f"{stream} {count}" for stream, count in self.present.items())
         broken = {problem.name for problem in self.broken}
+        detected = ", ".join(f"{stream} {count}" for stream, count in self.detected.items())
+        speed = f"{self.clips_per_second:.1f} clips/s, encoders busy {self.encoders_busy:.0%}"
         lines = [
             f"corpus      {self.out}",
             f"clips       {self.clips} listed, {self.kept} kept ({splits})",
             f"present     {streams or 'text only'}",
+            *([f"detected    {detected}; the other crops are stored ones"] if detected else []),
             f"left out    {len(self.dropped)} lack a modality, {len(broken)} broken",
             f"size        {self.megabytes:.1f} MB",
-            f"time        {self.seconds:.1f} s, {self.clips_per_second:.1f} clips/s",
+            f"time        {self.seconds:.1f} s, {speed}",
         ]
+        if self.unfinished:
+            lines.append(
+                f"not done    {self.unfinished} shards of {self.unfinished_clips} clips are left to other processes; "
+                "the last one to finish publishes the corpus. If none is at work any more, run the command again."
+            )
         lines += _listed("broken", [_line(problem) for problem in self.broken], shown)
         lines += _listed("lack a modality", list(self.dropped), shown)
         lines += _listed("tables", [_line(problem) for problem in self.tables], shown)

@@ -19,6 +19,7 @@ from affectgpt_jax.version import __version__
 COMMANDS = {
     "synth": "write a synthetic corpus of talking faces in the MER2025 layout",
     "towers": "train the demo's small vision and audio towers and its tokenizer",
+    "data": "check a corpus, or count what its shards cost to train on",
     "prepare": "decode and encode a corpus into feature shards",
     "train": "train a model",
     "explain": "show what the model sees of one sample",

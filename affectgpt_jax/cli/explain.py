@@ -76,10 +76,10 @@ def _from_shards(config: "RunConfig", name: str) -> "tuple[TextRecord | None, di
 
 
 def _from_corpus(config: "RunConfig", name: str) -> "tuple[TextRecord | None, ClipFiles | None]":
-    from data_prep.readers import read_mer_caption_plus
+    from data_prep.corpora import read_corpus
 
     if not config.prepare.corpus:
         return None, None
-    records = read_mer_caption_plus(config.prepare.corpus).records
+    records = read_corpus(config.prepare.corpus).records
     found = next((record for record in records if record.name == name), None)
     return (found.text, found.files) if found else (None, None)

@@ -25,9 +25,13 @@ class WeightsConfig(Section):
 class PrepareConfig(Section):
     """From a corpus of clips to feature shards."""
 
-    corpus: str = Field(default="", description="folder in the MER2025 layout")
+    corpus: str = Field(default="", description="manifest of clips, folder, or KIND:PATH")
     streams: tuple[str, ...] = Field(default=("face@8", "audio@8"), description="feature streams, name@frames")
     missing: Literal["keep", "drop"] = Field(default="keep", description="clips that lack a modality")
+    faces: Literal["files", "detect", "files_or_detect"] = Field(
+        default="files", description="face crops: stored with the clips, detected in the video, or the second for want"
+    )
+    detector: str = Field(default="", description="ONNX face detector of YuNet's form; empty is the built-in one")
     batch_clips: PositiveInt = 16
     shard_clips: PositiveInt = 4096
     decode_threads: PositiveInt = 2

@@ -165,7 +165,7 @@ def card_name(trained: Trained, kind: str) -> str:
 
 def _data(config: RunConfig) -> str:
     """A word for the training data: what the folder of clips is known to be, or else the name of the shards' folder."""
-    corpus = config.prepare.corpus
+    corpus = config.prepare.corpus.rpartition(":")[2]
     known = [name for mark, name in _MARKS.items() if corpus and (Path(corpus) / mark).is_file()]
     name = re.sub(r"[^a-z0-9]+", "-", Path(config.data.shards).name.lower())[:40].strip("-")
     return known[0] if known else "" if name == "shards" else name

@@ -1,14 +1,18 @@
 """The frozen towers at work: pictures and sound in, features out, in batches of one compiled shape.
 
+A batch is spread over all accelerators of this process; the parameters are on each of them, put there once.
+
 n pictures or samples, c clips of a sample, s samples of sound, F feature width.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import numpy.typing as npt
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from affectgpt_jax.data.preprocess import clip_pixels
 from affectgpt_jax.errors import UserError
@@ -18,7 +22,10 @@ Floats = npt.NDArray[np.float32]
 
 
 class Encoders:
-    """CLIP and HuBERT from their folders; either may be missing as long as nobody asks for it."""
+    """CLIP and HuBERT from their folders; either may be missing as long as nobody asks for it.
+
+    Several threads may call at the same time: while one waits for its features, others ready and send their batches.
+    """
 
     def __init__(self, vision: str | None, audio: str | None, *, batch: int = 128) -> None:
         """Open the towers.
@@ -26,14 +33,20 @@ class Encoders:
         Args:
           vision: CLIP folder.
           audio: HuBERT folder.
-          batch: pictures, and clips of sound, that one call of a tower takes; fewer are padded.
+          batch: pictures, and clips of sound, that one call of a tower takes, or a few more where they would not
+            spread evenly over the accelerators; fewer are padded.
 
         Raises:
           UserError: a folder that cannot be read.
         """
-        self._vision = open_vision(vision) if vision else None
-        self._audio = open_audio(audio) if audio else None
-        self._batch = batch
+        devices = jax.local_devices()
+        mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
+        self._spread = NamedSharding(mesh, PartitionSpec("batch"))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        self._vision = _placed(open_vision(vision), everywhere) if vision else None
+        self._audio = _placed(open_audio(audio), everywhere) if audio else None
+        self._batch = -(-batch // len(devices)) * len(devices)
+        self._dispatching = threading.Lock()
         self._apply: dict[str, Callable[[Any, Any], Any]] = {
             name: jax.jit(lambda params, x, tower=tower: tower.network.apply({"params": params}, x))
             for name, tower in (("vision", self._vision), ("audio", self._audio))
@@ -79,7 +92,16 @@ class Encoders:
         parts = []
         for start in range(0, len(x), self._batch):
             part = x[start : start + self._batch]
-            padding = [(0, self._batch - len(part))] + [(0, 0)] * (x.ndim - 1)
-            parts.append((self._apply[name](params, np.pad(part, padding)), len(part)))
+            count = len(part)
+            if count < self._batch:
+                part = np.pad(part, [(0, self._batch - count)] + [(0, 0)] * (x.ndim - 1))
+            batch = jax.device_put(part, self._spread)
+            with self._dispatching:  # of threads that come first at the same time, one compiles
+                parts.append((self._apply[name](params, batch), count))
         # Results are fetched only after every call has been dispatched.
-        return np.concatenate([np.asarray(features[:count], np.float32) for features, count in parts])
+        return np.concatenate([np.asarray(features, np.float32)[:count] for features, count in parts])
+
+
+def _placed(tower: Tower, sharding: NamedSharding) -> Tower:
+    """A tower whose parameters are on the devices; as host arrays they would be sent with each call."""
+    return tower._replace(params=jax.device_put(tower.params, sharding))

@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -171,6 +172,47 @@ def test_bytes_depend_on_the_clips_alone(tmp_path: Path, clips: list[ClipRecord]
     assert _contents(tmp_path / "a") == _contents(tmp_path / "b")
 
 
+def test_two_batches_are_at_work_at_once(tmp_path: Path, clips: list[ClipRecord]) -> None:
+    class Meeting(FakeEncoders):
+        """Towers of which each call waits for another one."""
+
+        barrier = threading.Barrier(2, timeout=30)
+
+        def _called(self, tower: str, inputs: np.ndarray) -> None:
+            self.barrier.wait()
+            super()._called(tower, inputs)
+
+    train = [clip for clip in clips if clip.split == "train" and clip.name != "0002"]
+    settings = replace(SETTINGS, shard_clips=6)  # three batches of each of two streams
+    report = prepare(train, Meeting(), settings, tmp_path / "out")
+    prepare(train, FakeEncoders(), settings, tmp_path / "alone")
+    assert _contents(tmp_path / "out") == _contents(tmp_path / "alone")
+    assert 0 < report.encoders_busy <= 1
+    assert f"encoders busy {report.encoders_busy:.0%}" in report.summary()
+
+
+def test_clips_are_decoded_while_an_encoder_is_at_work(
+    tmp_path: Path, clips: list[ClipRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = threading.Event()
+
+    def reading(files: ClipFiles, stream: Any) -> np.ndarray | None:
+        if files.audio and files.audio.stem == "0006":  # of the second batch and later
+            read.set()
+        return read_modality(files, stream)
+
+    class Waiting(FakeEncoders):
+        """A tower that is not done with its first batch before a clip of another one is read."""
+
+        def _called(self, tower: str, inputs: np.ndarray) -> None:
+            assert read.wait(30)
+            super()._called(tower, inputs)
+
+    monkeypatch.setattr("data_prep.encode.read_modality", reading)
+    settings = replace(SETTINGS, streams=("audio@8",), shard_clips=8, decode_threads=1)
+    assert prepare(clips, Waiting(), settings, tmp_path).kept == 8
+
+
 def test_goes_on_where_it_was_interrupted(tmp_path: Path, clips: list[ClipRecord]) -> None:
     whole = FakeEncoders()
     prepare(clips, whole, SETTINGS, tmp_path / "whole")
@@ -234,6 +276,21 @@ def test_a_stream_joins_and_leaves_the_others_alone(tmp_path: Path, clips: list[
     assert corpus.names == ("0000", "0002", "0003", "0004", "0006", "0007")
     assert corpus.present("frame@4").tolist() == [True, True, True, False, True, True]
     assert [problem.name for problem in report.broken] == ["0004"]
+
+
+@pytest.mark.parametrize("stream", ["face@16", "frame@16", "face@8.other"])
+def test_more_frames_or_another_encoder_join_and_leave_the_others_alone(
+    tmp_path: Path, clips: list[ClipRecord], stream: str
+) -> None:
+    prepare(clips, FakeEncoders(), SETTINGS, tmp_path)
+    before = _contents(tmp_path)
+    report = prepare(clips, FakeEncoders("9999"), replace(SETTINGS, streams=(stream,)), tmp_path)
+    after = _contents(tmp_path)
+    assert report.written == (stream,)
+    assert {path: after[path] for path in before} == before
+    corpus = open_corpus(tmp_path, "train", ("face@8", stream))
+    assert [corpus.provenance(name)["weights"] for name in ("face@8", stream)] == ["0123", "9999"]
+    assert corpus.shape(stream) == (parse_stream(stream).count, 7)
 
 
 def test_refuses_to_mix_encoders(tmp_path: Path, clips: list[ClipRecord]) -> None:

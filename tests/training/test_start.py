@@ -1,5 +1,6 @@
 """`train.init_from`: a run that goes on from what another has learned, on other clips."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -86,16 +87,23 @@ def _without_absent(tiny: Path):  # type: ignore[no-untyped-def]
 def test_fine_tuning_on_a_users_clips_is_one_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From a run and a folder of clips to a new run: prepared, started from, trained, answered."""
+    """From a run and a table of clips to a new run: prepared, started from, trained, answered."""
     folder = make_clip_run(tmp_path / "theirs").parent
+    videos = sorted((folder / "corpus" / "video").iterdir())
+    with (tmp_path / "mine.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("name", "video", "subtitle", "labels", "description", "split"))
+        for i, video in enumerate(videos):
+            rows.writerow(
+                (f"clip {i} \u597d", video, "So.", "happy, calm", "In the text, so.", "train" if i else "test")
+            )
     run = tmp_path / "mine"
     words = ["train", str(folder / "run" / "config.yaml"), f"train.init_from={folder / 'run'}", f"train.output={run}"]
-    words += [f"prepare.corpus={folder / 'corpus'}", f"data.shards={tmp_path / 'shards'}", "train.steps=1"]
+    words += [f"prepare.corpus={tmp_path / 'mine.csv'}", f"data.shards={tmp_path / 'shards'}", "train.steps=1"]
     assert main([*words, "train.rows=2", "train.accumulate=1", "data.row_targets=254"]) == 0
     assert f"starting from {folder / 'run'}" in capsys.readouterr().err
     assert open_trained(run).step == 1
-    video = next((folder / "corpus" / "video").iterdir())
-    assert main(["predict", str(run), str(video), "--subtitle", "So.", "--max-new", "4"]) == 0
+    assert main(["predict", str(run), str(videos[0]), "--subtitle", "So.", "--max-new", "4"]) == 0
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged", "pth"])
