@@ -16,6 +16,8 @@ SMALLER = {
     "train": ["train.steps=2", "train.rows=2", "train.checkpoint_every=2"],
 }
 """Options that come last and so win."""
+PAGES = ("README.md", "docs/conversion.md", "docs/benchmark.md", "docs/data.md")
+"""In the order in which their commands are run."""
 
 
 def commands(program: str, *files: str) -> list[list[str]]:
@@ -36,7 +38,7 @@ def test_the_demo_step_by_step(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     seen = set()
-    for _, name, *words in commands("affectgpt", "README.md", "docs/conversion.md", "docs/benchmark.md", "docs/data.md"):
+    for _, name, *words in commands("affectgpt", *PAGES):
         if name in ("score", "wheel"):
             continue
         if name == "predict":
