@@ -3,6 +3,7 @@
 # make slow       tests that take longer, such as every command of the README
 # make test-all   the same plus slow tests, on every interpreter of PYTHONS that is installed
 # make bench      benchmarks that run on a CPU
+# make beam       the environment with Apache Beam, and its tests
 # make lock       resolve the lock of the default interpreter anew
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ LOCK := requirements/py$(VERSION).lock
 STAMP := $(shell cat $(LOCK) pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 WORKERS ?= 2
 
-.PHONY: demo demo-prefusion test test-all lint types contract pytest slow bench lock clean
+.PHONY: demo demo-prefusion test test-all lint types contract pytest slow bench beam lock clean
 
 demo: $(VENV)/.run-$(STAMP)
 	$(BIN)/python -m scripts.demo
@@ -63,6 +64,11 @@ $(VENV)/.run-$(STAMP): | $(VENV)/bin/python
 $(VENV)/.dev-$(STAMP): $(VENV)/.run-$(STAMP)
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet -c $(LOCK) -e '.[dev,torch,faces]'
 	@touch $@
+
+beam:
+	test -x .venv-beam/bin/python || $(PYTHON) -m venv --without-pip .venv-beam
+	$(PYTHON) -m pip --python .venv-beam/bin/python install --quiet -c requirements/py$(VERSION)-beam.lock -e '.[beam,faces]' pytest
+	.venv-beam/bin/python -m pytest -q tests/data_prep/test_beam.py
 
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv --without-pip .venv-lock

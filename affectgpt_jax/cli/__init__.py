@@ -21,6 +21,7 @@ COMMANDS = {
     "towers": "train the demo's small vision and audio towers and its tokenizer",
     "data": "check a corpus, or count what its shards cost to train on",
     "prepare": "decode and encode a corpus into feature shards",
+    "tfds": "write joined streams or the clips themselves as TFDS data sets",
     "train": "train a model",
     "explain": "show what the model sees of one sample",
     "evaluate": "answer a corpus split and score the answers",
