@@ -25,8 +25,8 @@ def commands(program: str, *files: str) -> list[list[str]]:
     lines = []
     for file in files or ("README.md",):
         text = (ROOT / file).read_text()
-        blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-        lines += [line for block in blocks for line in block.splitlines()]
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        lines += [line for kind, block in blocks if kind in ("", "sh") for line in block.splitlines()]
         if file == "README.md":
             lines += re.findall(r"`((?:affectgpt|make|pip) [^`]+)`", text)
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words[:1] == [program]]
