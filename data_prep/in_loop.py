@@ -4,24 +4,20 @@ The same functions as in preparation read and encode, and features take the shar
 a run on shards sees.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.data.batch import Batch
-from affectgpt_jax.data.clips import ClipFiles, read_modality
+from affectgpt_jax.data.clips import MediaReader
 from affectgpt_jax.data.pipeline import MediaInLoop
-from affectgpt_jax.data.preprocess import clip_pixels
-from affectgpt_jax.data.shard_schema import FEATURE_DTYPE, Stream, parse_stream
+from affectgpt_jax.data.shard_schema import FEATURE_DTYPE, parse_stream
 from affectgpt_jax.data.shards import open_corpus
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.encoders import Encoders
 from affectgpt_jax.inference.runs import model_streams
 from data_prep.corpora import read_corpus
-
-CLIP_SAMPLES = 32000
-"""Samples of one clip of sound: 2 s at 16 kHz."""
 
 
 def media_in_loop(config: RunConfig) -> MediaInLoop:
@@ -45,29 +41,9 @@ def media_in_loop(config: RunConfig) -> MediaInLoop:
     encoders = Encoders(config.weights.vision, config.weights.audio)
     streams = {name: parse_stream(stream) for name, stream in model_streams(config).items()}
     size = encoders.image_size if set(streams) - {"audio"} else 0
-    shapes: dict[str, tuple[int, ...]] = {
-        name: (stream.count, CLIP_SAMPLES) if name == "audio" else (stream.count, 3, size, size)
-        for name, stream in streams.items()
-    }
-
-    def read(stream: str, samples: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        parsed = parse_stream(stream)
-        return _read([files[names[sample]] for sample in samples], parsed, shapes[parsed.modality], size)
-
+    read = MediaReader(tuple(files[name] for name in names), size)
+    shapes = {name: read.shape(stream) for name, stream in streams.items()}
     return MediaInLoop(read, shapes, lambda batch: encode_batch(encoders, batch))
-
-
-def _read(
-    clips: Sequence[ClipFiles], stream: Stream, shape: tuple[int, ...], size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    media = np.zeros((len(clips), *shape), np.float32)
-    present = np.zeros(len(clips), np.bool_)
-    for i, clip in enumerate(clips):
-        found = read_modality(clip, stream)
-        if found is not None:
-            media[i] = found if stream.modality == "audio" else clip_pixels(found, size)
-            present[i] = True
-    return media, present
 
 
 def encode_batch(encoders: Encoders, batch: Batch) -> Batch:

@@ -114,21 +114,17 @@ def _stats(args: argparse.Namespace) -> int:
     """Count and print."""
     from affectgpt_jax.config import load_config
     from affectgpt_jax.data.statistics import statistics
-    from affectgpt_jax.inference.runs import open_shards
-    from affectgpt_jax.training.loop import make_asker, make_plan
+    from affectgpt_jax.training.data import make_data, open_training_shards
     from affectgpt_jax.weights.initial import resolve
 
     folder, errors = Path(args.config), Console(stderr=True)
     config = load_config(folder / "config.yaml" if folder.is_dir() else args.config, args.overrides)
     config, tokenizer = resolve(config)
-    corpus = open_shards(config, config.data.split, verify=False)
-    plan, _ = make_plan(
-        config,
-        corpus,
-        make_asker(config, tokenizer),
-        lambda line: errors.print(line, markup=False, highlight=False, soft_wrap=True),
+    corpus = open_training_shards(config, verify=False)
+    data = make_data(
+        config, tokenizer, corpus, lambda line: errors.print(line, markup=False, highlight=False, soft_wrap=True)
     )
-    found = statistics(plan, config.data.label_types)
+    found = statistics(data.plan, config.data.label_types)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     _print_lengths(console, "tokens of a sample", found.tokens)
     _print_lengths(console, "targets of a sample", found.targets)

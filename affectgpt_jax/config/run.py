@@ -46,10 +46,20 @@ class DropoutRates(Section):
     text: Rate = Field(default=0.0, ge=0, lt=1)
 
 
+class MixtureConfig(Section):
+    """One more corpus to train on, beside `data.shards`."""
+
+    shards: str = Field(description="folder that `prepare` wrote, or its copy at gs://... or s3://...")
+    weight: PositiveFloat = Field(
+        default=1.0, description="how often it is gone through while data.shards is once: 0.25 takes a quarter a pass"
+    )
+
+
 class DataConfig(Section):
     """Samples and rows."""
 
     shards: str = Field(default="", description="folder that `prepare` wrote, or its copy at gs://... or s3://...")
+    mixture: tuple[MixtureConfig, ...] = Field(default=(), description="further corpora to train on")
     source: Literal["features", "media"] = Field(
         default="features", description="prepared features, or clips decoded and encoded in the loop"
     )
@@ -66,7 +76,10 @@ class DataConfig(Section):
     )
     group: PositiveInt = Field(default=3, description="samples of one of the reference's batches, for `weighting`")
     window: PositiveInt = Field(default=512, description="samples among which rows are packed")
-    threads: NonNegativeInt = Field(default=2, description="reading threads")
+    threads: NonNegativeInt = Field(default=2, description="reading threads, of each worker process if there are some")
+    workers: NonNegativeInt = Field(
+        default=0, description="worker processes that read; pays with many cores for media, hardly for features"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -74,6 +87,8 @@ class DataConfig(Section):
             raise ValueError(
                 f"label_weights has {len(self.label_weights)} entries, label_types {len(self.label_types)}; one each"
             )
+        if self.mixture and self.source == "media":
+            raise ValueError("mixture needs prepared features: use source=features")
         if self.max_length + 2 > self.row_length:
             raise ValueError(
                 f"max_length={self.max_length} plus two special tokens exceeds row_length={self.row_length}; "

@@ -4,14 +4,23 @@ What reaches the encoders is what the reference feeds them when it answers about
 same pixels, clips of sound without their mean (QUIRKS 2), normalised over the clips of this one sample (QUIRKS 1).
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from affectgpt_jax.data.media import FRAME_SIZE, AbsentStream, read_audio, read_faces, read_frames
-from affectgpt_jax.data.preprocess import SAMPLE_RATE, audio_clips, mono, normalise_audio, pick_faces
-from affectgpt_jax.data.shard_schema import Stream
+from affectgpt_jax.data.preprocess import (
+    SAMPLE_RATE,
+    audio_clips,
+    clip_pixels,
+    mono,
+    normalise_audio,
+    pick_faces,
+)
+from affectgpt_jax.data.shard_schema import Stream, parse_stream
 from affectgpt_jax.errors import UserError
 
 AUDIO_SECONDS = 2.0
@@ -81,3 +90,41 @@ def read_modality(files: ClipFiles, stream: Stream) -> np.ndarray | None:
                 return normalise_audio(clips)
     except AbsentStream:
         return None
+
+
+@dataclass(frozen=True)
+class MediaReader:
+    """What encoders in the loop read of a corpus's samples; picklable, for worker processes.
+
+    Attributes:
+        clips: files of each sample.
+        image_size: side of the pictures that the vision encoder reads.
+    """
+
+    clips: tuple[ClipFiles, ...]
+    image_size: int
+
+    def shape(self, stream: Stream) -> tuple[int, ...]:
+        """Shape of one sample's media."""
+        if stream.modality == "audio":
+            return stream.count, round(AUDIO_SECONDS * SAMPLE_RATE)
+        return stream.count, 3, self.image_size, self.image_size
+
+    def __call__(self, stream: str, samples: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Reads media of some samples.
+
+        Returns:
+            float32 [n, *shape], zeros where a sample lacks the modality; and bool [n], whether it has it.
+
+        Raises:
+            MediaError: a file is broken.
+        """
+        parsed = parse_stream(stream)
+        media = np.zeros((len(samples), *self.shape(parsed)), np.float32)
+        present = np.zeros(len(samples), np.bool_)
+        for i, sample in enumerate(samples):
+            found = read_modality(self.clips[sample], parsed)
+            if found is not None:
+                media[i] = found if parsed.modality == "audio" else clip_pixels(found, self.image_size)
+                present[i] = True
+        return media, present

@@ -1,7 +1,7 @@
 """From one sample's texts to token sequences, and from token sequences to batches of packed rows."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,6 @@ from affectgpt_jax.data.prompts import (
 )
 from affectgpt_jax.data.tokenizer import Tokenizer
 from affectgpt_jax.errors import UserError
-
-LossWeighting = Literal["token", "sample", "reference"]
 
 IGNORED_LABEL = -100
 """Label of positions without a target in the reference's batches."""
@@ -79,10 +77,12 @@ class Sample(NamedTuple):
     Attributes:
         example: its tokens.
         features: per stream float [t, D]; absent streams are left out.
+        weight: weight of each of its targets in the loss.
     """
 
     example: Example
     features: Mapping[str, np.ndarray]
+    weight: float = 1.0
 
 
 class BatchShape(NamedTuple):
@@ -229,12 +229,12 @@ def _encode_prompt(
     if compat == "reference":
         return tokenizer.encode(prompt_text(parts))
     ids: list[int] = []
-    for part in parts:
+    for part in parts[:-1]:  # the same in all samples: the subtitle stands in the last part
         if isinstance(part, Soft):
             ids += [tokenizer.placeholders[part.modality]] * part.times
         else:
-            ids += tokenizer.encode(part, literal=True)
-    return ids
+            ids += tokenizer.encode_constant(part)
+    return ids + tokenizer.encode(str(parts[-1]), literal=True)
 
 
 def _fit_prompt(
@@ -268,8 +268,7 @@ def _with_soft_index(
     ids = np.asarray(tokens, np.int32)
     soft_index = np.zeros(len(ids), np.int32)
     wanted = needs(conversation.mode).soft
-    for modality, placeholder in tokenizer.placeholders.items():
-        places = np.flatnonzero(ids == placeholder)
+    for modality, places in tokenizer.find_placeholders(ids).items():
         slots = layout[modality] if modality in wanted else range(0)
         if len(places) != len(slots):
             return Rejected(
@@ -286,23 +285,12 @@ def _with_soft_index(
 # Batches
 
 
-def collate_rows(
-    rows: Sequence[Sequence[Sample]],
-    shape: BatchShape,
-    *,
-    loss_weighting: LossWeighting = "token",
-    group: int = 1,
-    unattended: int | None = None,
-) -> Batch:
+def collate_rows(rows: Sequence[Sequence[Sample]], shape: BatchShape, *, unattended: int | None = None) -> Batch:
     """Packs samples into a batch of static shape.
 
     Args:
         rows: the samples of each row, in order; fewer than `shape.rows` leave empty rows at the end.
         shape: the static shape.
-        loss_weighting: what the loss is a mean over. "token": all targets; "sample": samples, each the mean of its
-            targets; "reference": groups of `group` consecutive samples, each the mean of its targets, which is
-            what the reference does batch by batch (QUIRKS 33).
-        group: samples of a group; only used by "reference".
         unattended: id of a token that nothing attends to. The reference masks every `<|im_end|>`, for it pads with
             it (QUIRKS 22); such tokens get segment 0.
 
@@ -325,10 +313,9 @@ def collate_rows(
         features={stream: np.zeros((b, s, *size), shape.feature_dtype) for stream, size in shape.streams.items()},
         present={stream: np.zeros((b, s), np.bool_) for stream in shape.streams},
     )
-    weights = iter(_loss_weights([len(x.example.target_ids) for row in rows for x in row], loss_weighting, group))
     for r, row in enumerate(rows):
         start = first_target = 0
-        for i, (example, features) in enumerate(row):
+        for i, (example, features, weight) in enumerate(row):
             end, last_target = start + len(example.tokens), first_target + len(example.target_ids)
             batch.tokens[r, start:end] = example.tokens
             batch.segment_ids[r, start:end] = i + 1
@@ -336,7 +323,7 @@ def collate_rows(
             batch.soft_index[r, start:end] = np.where(example.soft_index, example.soft_index + i * shape.soft, 0)
             batch.target_positions[r, first_target:last_target] = example.target_positions + start
             batch.target_ids[r, first_target:last_target] = example.target_ids
-            batch.loss_weight[r, first_target:last_target] = next(weights)
+            batch.loss_weight[r, first_target:last_target] = weight
             for stream in shape.streams:
                 if stream in features:
                     batch.features[stream][r, i] = features[stream]
@@ -347,23 +334,14 @@ def collate_rows(
     return batch
 
 
-def _loss_weights(targets: Sequence[int], weighting: LossWeighting, group: int) -> list[float]:
-    """The weight of each target of each sample, from the samples' numbers of targets."""
-    if weighting == "token":
-        return [1.0] * len(targets)
-    size = 1 if weighting == "sample" else group
-    totals = [sum(targets[first : first + size]) for first in range(0, len(targets), size)]
-    return [1.0 / max(totals[i // size], 1) for i in range(len(targets))]
-
-
 def _check_fit(rows: Sequence[Sequence[Sample]], shape: BatchShape) -> None:
     if len(rows) > shape.rows:
         raise UserError(f"A batch has {shape.rows} rows, but {len(rows)} were given.")
     for r, row in enumerate(rows):
         counts = {
             "samples": (len(row), shape.samples),
-            "tokens": (sum(len(example.tokens) for example, _ in row), shape.length),
-            "targets": (sum(len(example.target_ids) for example, _ in row), shape.targets),
+            "tokens": (sum(len(sample.example.tokens) for sample in row), shape.length),
+            "targets": (sum(len(sample.example.target_ids) for sample in row), shape.targets),
         }
         for what, (found, limit) in counts.items():
             if found > limit:
@@ -371,7 +349,7 @@ def _check_fit(rows: Sequence[Sequence[Sample]], shape: BatchShape) -> None:
                     f"Row {r} of the batch has {found} {what}, but a row holds {limit}. Make the rows larger or put "
                     "fewer samples into each."
                 )
-        for i, (example, features) in enumerate(row):
+        for i, (example, features, _) in enumerate(row):
             if (slot := int(example.soft_index.max(initial=0))) > shape.soft:
                 raise UserError(
                     f"Sample {i} of row {r} uses soft token {slot}, but a sample has {shape.soft}. Build the samples "

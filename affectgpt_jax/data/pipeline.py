@@ -4,31 +4,23 @@ Each process makes its own slice of every global batch. Resuming is starting at 
 so a run continues on any number of processes.
 """
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import grain
 import numpy as np
 
+from affectgpt_jax.data.asker import Asker
 from affectgpt_jax.data.batch import Batch
-from affectgpt_jax.data.examples import (
-    BatchShape,
-    Conversation,
-    Example,
-    LossWeighting,
-    Rejected,
-    Sample,
-    collate_rows,
-    training_example,
-)
+from affectgpt_jax.data.examples import BatchShape, Rejected, Sample, collate_rows
 from affectgpt_jax.data.plan import Plan, Row, uniform
-from affectgpt_jax.data.prompts import Compat, answer, label_text, question
-from affectgpt_jax.data.shard_schema import TextRecord
-from affectgpt_jax.data.shards import Corpus
-from affectgpt_jax.data.tokenizer import Tokenizer
+from affectgpt_jax.data.shards import Mixture
 from affectgpt_jax.errors import UserError
+
+T = TypeVar("T")
 
 ReadStream = Callable[[str, Sequence[int]], tuple[np.ndarray, np.ndarray]]
 """(stream, samples) -> what the encoders gave or will get [n, ...], and whether each sample has it [n]."""
@@ -44,83 +36,16 @@ class MediaInLoop(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Asker:
-    """Turns a sample's texts into tokens.
-
-    Attributes:
-      tokenizer: the tokenizer.
-      mode: input mode of the model.
-      layout: the model's soft tokens (`prompts.soft_layout`).
-      label_types: question types in the plan's order.
-      compat: see `prompts.Compat`.
-      max_length: longest prompt plus answer.
-    """
-
-    tokenizer: Tokenizer
-    mode: str
-    layout: Mapping[str, range]
-    label_types: tuple[str, ...]
-    compat: Compat
-    max_length: int
-
-    def __call__(self, text: TextRecord, label_type: int, *, hide_text: bool = False) -> Example | Rejected:
-        """One question about a sample and its answer; `hide_text` leaves the subtitle empty."""
-        kind = self.label_types[label_type]
-        if kind == "description":
-            if not text.description:
-                return Rejected(text.name, "has no description to learn")
-            target = answer(kind, description=text.description)
-        else:
-            target = answer(kind, labels=label_text(text.labels))
-        subtitle = "" if hide_text else text.subtitle
-        conversation = Conversation(text.name, self.mode, subtitle, question(kind), target)
-        return training_example(
-            conversation, self.layout, self.tokenizer, compat=self.compat, max_length=self.max_length
-        )
-
-
-class Lengths(NamedTuple):
-    """What a plan is made from: [types, samples] each, and what could not be used."""
-
-    tokens: np.ndarray
-    targets: np.ndarray
-    samples: np.ndarray
-    """Indices into the corpus of the usable samples; the plan counts in these."""
-    rejected: tuple[Rejected, ...]
-
-
-def measure(texts: Sequence[TextRecord], ask: Asker, report: Callable[[int], None] | None = None) -> Lengths:
-    """Tokenise every sample once for each question type and keep the lengths.
-
-    A sample that any of the types cannot use is left out and listed; nothing takes its place.
-    """
-    tokens, targets, samples, rejected = [], [], [], []
-    for index, text in enumerate(texts):
-        examples = [ask(text, kind) for kind in range(len(ask.label_types))]
-        refused = [example for example in examples if isinstance(example, Rejected)]
-        rejected += refused[:1]
-        if not refused:
-            usable = [example for example in examples if isinstance(example, Example)]
-            tokens.append([len(example.tokens) for example in usable])
-            targets.append([len(example.target_ids) for example in usable])
-            samples.append(index)
-        if report is not None:
-            report(index + 1)
-    shape = (-1, len(ask.label_types))
-    return Lengths(
-        np.asarray(tokens, np.int64).reshape(shape).T,
-        np.asarray(targets, np.int64).reshape(shape).T,
-        np.asarray(samples, np.int64),
-        tuple(rejected),
-    )
-
-
-@dataclass(frozen=True)
 class RowSource:
-    """Grain source: this process's rows of all steps, in order. Item j is row j % local of step j // local."""
+    """Grain source: this process's rows of all steps, in order, `rows` of each of a step's accumulation rounds.
+
+    A round's rows are dealt to the processes one block after the other, so the global batch is the same whatever their
+    number.
+    """
 
     plan: Plan = field(hash=False)
     steps: int
+    rows: int
     process: int
     processes: int
 
@@ -134,12 +59,13 @@ class RowSource:
 
     def __getitem__(self, item: Any) -> Row:
         step, row = divmod(int(item), self.local)
-        return self.plan.row(step, self.process * self.local + row)
+        turn, row = divmod(row, self.rows)
+        return self.plan.row(step, (turn * self.processes + self.process) * self.rows + row)
 
 
 @dataclass(frozen=True)
 class RowLoader:
-    """Reads and tokenises the samples of a row.
+    """Reads and tokenises the samples of rows.
 
     Attributes:
       corpus: where texts come from.
@@ -151,7 +77,7 @@ class RowLoader:
       seed: what hiding follows from.
     """
 
-    corpus: Corpus
+    corpus: Mixture
     samples: np.ndarray
     ask: Asker
     streams: Mapping[str, str]
@@ -159,34 +85,36 @@ class RowLoader:
     hide: Mapping[str, float]
     seed: int
 
-    def __call__(self, row: Row) -> list[Sample]:
-        """The row's samples; empty for an empty row."""
-        if not row.asks:
-            return []
-        where = [int(self.samples[ask.sample]) for ask in row.asks]
+    def __call__(self, rows: Sequence[Row]) -> list[list[Sample]]:
+        """The samples of each row, read at once; none for an empty row."""
+        asks = [ask for row in rows for ask in row.asks]
+        if not asks:
+            return [[] for _ in rows]
+        where = self.samples[[ask.sample for ask in asks]].tolist()
         texts = self.corpus.texts(where)
         features = {name: self.read(stream, where) for name, stream in self.streams.items()}
         samples = []
-        for i, (ask, text) in enumerate(zip(row.asks, texts, strict=True)):
-            example = self.ask(text, ask.label_type, hide_text=self._hidden(row.epoch, "text", ask.sample))
+        for i, (ask, text) in enumerate(zip(asks, texts, strict=True)):
+            example = self.ask(text, ask.label_type, hide_text=self._hidden(ask.turn, "text", ask.sample))
             if isinstance(example, Rejected):
                 raise UserError(f"sample {example.name} {example.reason}; it was usable when the run was planned")
             found = {
                 name: x[i]
                 for name, (x, present) in features.items()
-                if present[i] and not self._hidden(row.epoch, name, ask.sample)
+                if present[i] and not self._hidden(ask.turn, name, ask.sample)
             }
-            samples.append(Sample(example, found))
-        return samples
+            samples.append(Sample(example, found, ask.weight))
+        left = iter(samples)
+        return [[next(left) for _ in row.asks] for row in rows]
 
-    def _hidden(self, epoch: int, modality: str, sample: int) -> bool:
+    def _hidden(self, turn: int, modality: str, sample: int) -> bool:
         rate = self.hide.get(modality, 0.0)
-        return bool(rate) and bool(_hiding(self.seed, epoch, modality, len(self.samples))[sample] < rate)
+        return bool(rate) and bool(_hiding(self.seed, turn, modality, len(self.samples))[sample] < rate)
 
 
 @lru_cache(maxsize=16)
-def _hiding(seed: int, epoch: int, modality: str, count: int) -> np.ndarray:
-    return uniform(seed, epoch, f"hide {modality}", count)
+def _hiding(seed: int, turn: int, modality: str, count: int) -> np.ndarray:
+    return uniform(seed, turn, f"hide {modality}", count)
 
 
 def training_batches(
@@ -196,54 +124,74 @@ def training_batches(
     *,
     start: int,
     steps: int,
-    rounds: int = 1,
-    weighting: LossWeighting = "token",
-    group: int = 1,
     unattended: int | None = None,
     process: int = 0,
     processes: int = 1,
     threads: int = 2,
+    workers: int = 0,
 ) -> Iterator[Batch]:
-    """Batches of the steps start .. steps - 1, this process's part.
+    """Batches of the steps start .. steps - 1, this process's part; every array has a leading axis of rounds.
 
     Args:
       plan: rows of every step.
-      load: reads a row.
+      load: reads rows.
       shape: static shape of one accumulation round on this process.
       start: first step, the position of a resumed run.
       steps: where the run ends.
-      rounds: accumulation rounds; every array gets a leading axis of that size.
-      weighting: what the loss is a mean over.
-      group: see `collate_rows`.
       unattended: see `collate_rows`.
       process: number of this process.
       processes: how many there are; they divide the rows of a step.
-      threads: reading threads.
+      threads: reading threads, of each worker process if there are some.
+      workers: worker processes; 0 reads in this one.
 
     Raises:
-      UserError: rows that the processes and rounds do not divide.
+      UserError: rows that the processes and rounds do not divide; anything wrong with a shard or a sample; a worker
+        process that was killed.
     """
-    if plan.step_rows != shape.rows * rounds * processes:
+    if plan.step_rows != shape.rows * plan.rounds * processes:
         raise UserError(
-            f"a step of {plan.step_rows} rows cannot be split into {rounds} rounds on {processes} processes of "
+            f"a step of {plan.step_rows} rows cannot be split into {plan.rounds} rounds on {processes} processes of "
             f"{shape.rows} rows each"
         )
+    source = RowSource(plan, steps, shape.rows, process, processes)
+    whole = shape._replace(rows=source.local)
 
-    def collate(rows: Sequence[list[Sample]]) -> Batch:
-        parts = [
-            collate_rows(rows[i : i + shape.rows], shape, loss_weighting=weighting, group=group, unattended=unattended)
-            for i in range(0, len(rows), shape.rows)
-        ]
-        return Batch(*(_stack(column) for column in zip(*parts, strict=True)))
+    def make(rows: Sequence[Row]) -> Batch:
+        batch = collate_rows(load(rows), whole, unattended=unattended)
+        return Batch(*(_map(lambda x: x.reshape(plan.rounds, shape.rows, *x.shape[1:]), part) for part in batch))
 
-    source = RowSource(plan, steps, process, processes)
-    rows = grain.MapDataset.source(source)[start * source.local :].map(load)
-    batches = rows.batch(source.local, batch_fn=collate)
+    batches = grain.MapDataset.source(source)[start * source.local :].batch(source.local, batch_fn=tuple).map(make)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads))
-    yield from batches.to_iter_dataset(options)
+    return _read(batches.to_iter_dataset(options), workers)
 
 
-def _stack(arrays: Sequence[Any]) -> Any:
-    if isinstance(arrays[0], dict):
-        return {key: np.stack([array[key] for array in arrays]) for key in arrays[0]}
-    return np.stack(arrays)
+def _map(change: Callable[[np.ndarray], np.ndarray], part: Any) -> Any:
+    return {key: change(x) for key, x in part.items()} if isinstance(part, dict) else change(part)
+
+
+def _read(batches: "grain.IterDataset[T]", workers: int) -> Iterator[T]:
+    if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain asks a flag of its own whether to profile its workers
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        batches = batches.mp_prefetch(options, worker_init_fn=_outlive_signals)
+    iterator = iter(batches)
+    try:
+        yield from iterator
+    except RuntimeError as error:
+        if "terminated unexpectedly" in str(error):
+            raise UserError(
+                f"a data worker process was killed ({str(error).splitlines()[0]}); if memory ran out, lower "
+                "data.workers or data.threads. The run goes on from its last checkpoint"
+            ) from error
+        raise
+    finally:
+        iterator.close()
+
+
+def _outlive_signals(number: int, count: int) -> None:
+    """A scheduler's SIGTERM or Ctrl-C reaches every process of a job; the batches go on until the run has saved."""
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)

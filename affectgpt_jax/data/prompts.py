@@ -8,6 +8,7 @@ with the ligature U+FB02, and a prompt ends in a space that becomes a token of i
 import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from string import Formatter
 from typing import Literal, NamedTuple
 
@@ -106,6 +107,12 @@ class Soft(NamedTuple):
     times: int
 
 
+@cache
+def _pieces(template: str) -> tuple[tuple[str, str | None], ...]:
+    """A template's literal texts, each with the field that follows it."""
+    return tuple((literal, field) for literal, field, _, _ in Formatter().parse(template))
+
+
 def _template(mode: str) -> str:
     if mode not in _TEMPLATES:
         nearest = difflib.get_close_matches(mode, MODES, n=1, cutoff=0.0)[0]
@@ -113,6 +120,7 @@ def _template(mode: str) -> str:
     return _TEMPLATES[mode]
 
 
+@cache
 def needs(mode: str) -> Needs:
     """Says which modalities an input mode uses.
 
@@ -125,7 +133,7 @@ def needs(mode: str) -> Needs:
     Raises:
         UserError: for an unknown mode.
     """
-    fields = {field for _, field, _, _ in Formatter().parse(_template(mode)) if field}
+    fields = {field for _, field in _pieces(_template(mode)) if field}
     fused = None
     if "multi" in fields:
         fused = "frame" if mode.startswith("multiframe") else "face"
@@ -213,7 +221,7 @@ def prompt_parts(mode: str, subtitle: str, question: str, layout: Mapping[str, r
     fields = {"subtitle": subtitle, "question": question}
     parts: list[str | Soft] = []
     text = ""
-    for literal, field, _, _ in Formatter().parse(_template(mode)):
+    for literal, field in _pieces(_template(mode)):
         text += literal
         if field in fields:
             text += fields[field]
@@ -290,7 +298,7 @@ ANSWERS: Mapping[str, str] = {
 def _fill(what: str, templates: Mapping[str, str], kind: str, fields: Mapping[str, object]) -> str:
     if kind not in templates:
         raise UserError(f"Unknown question kind {kind!r}; known kinds: {', '.join(templates)}.")
-    expected = sorted({field for _, field, _, _ in Formatter().parse(templates[kind]) if field})
+    expected = sorted({field for _, field in _pieces(templates[kind]) if field})
     if sorted(fields) != expected:
         raise UserError(f"The {what} of kind {kind!r} takes the fields {expected}, but {sorted(fields)} were given.")
     return templates[kind].format(**fields)

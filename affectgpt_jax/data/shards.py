@@ -136,6 +136,11 @@ class Corpus:
         files = [entry.blake2b for manifest in self.manifests.values() for entry in self._entries(manifest)]
         return digest("\n".join((self.split, *self.manifests, *files)).encode())
 
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """Identity of this split's texts alone."""
+        return digest("\n".join(entry.blake2b for entry in self._entries(self.manifests[TEXT])).encode())
+
     def text(self, index: int) -> TextRecord:
         """The raw text of one sample."""
         return self.texts([index])[0]
@@ -210,6 +215,98 @@ class Corpus:
 
     def _entries(self, manifest: Manifest) -> Sequence[ShardEntry]:
         return manifest.splits[self.split]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Corpora one after the other, read as one.
+
+    Attributes:
+        corpora: splits of prepared corpora with the same streams; at least one.
+        weights: how often each is gone through in a pass.
+    """
+
+    corpora: tuple[Corpus, ...]
+    weights: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @cached_property
+    def _ends(self) -> npt.NDArray[np.int64]:
+        return np.cumsum([len(corpus) for corpus in self.corpora])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity: changes with any byte of the shards, and with the weights; of one corpus its own."""
+        if len(self.corpora) == 1:
+            return self.corpora[0].fingerprint
+        parts = [f"{corpus.fingerprint} {weight}" for corpus, weight in zip(self.corpora, self.weights, strict=True)]
+        return digest("\n".join(parts).encode())
+
+    def offset(self, corpus: int) -> int:
+        """Index of the first sample of a corpus."""
+        return int(self._ends[corpus]) - len(self.corpora[corpus])
+
+    def texts(self, indices: npt.ArrayLike) -> list[TextRecord]:
+        """See `Corpus.texts`."""
+        if len(self.corpora) == 1:
+            return self.corpora[0].texts(indices)
+        texts: dict[int, TextRecord] = {}
+        for corpus, places, local in self._split(indices):
+            texts |= zip(places.tolist(), corpus.texts(local), strict=True)
+        return [texts[place] for place in range(len(texts))]
+
+    def features(self, stream: str, indices: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """See `Corpus.features`."""
+        if len(self.corpora) == 1:
+            return self.corpora[0].features(stream, indices)
+        count = np.size(np.asarray(indices))
+        features = np.empty((count, *self.shape(stream)), FEATURE_DTYPE)
+        present = np.empty(count, np.bool_)
+        for corpus, places, local in self._split(indices):
+            features[places], present[places] = corpus.features(stream, local)
+        return features, present
+
+    def present(self, stream: str) -> np.ndarray:
+        """See `Corpus.present`."""
+        return np.concatenate([corpus.present(stream) for corpus in self.corpora])
+
+    def shape(self, stream: str) -> tuple[int, int]:
+        """See `Corpus.shape`."""
+        return self.corpora[0].shape(stream)
+
+    def _split(self, indices: npt.ArrayLike) -> Iterator[tuple[Corpus, np.ndarray, np.ndarray]]:
+        """For each corpus that has some of the samples: their places among `indices`, and their indices in it."""
+        wanted = np.asarray(indices, np.int64).reshape(-1)
+        owners = np.searchsorted(self._ends, wanted, side="right")
+        for owner in np.unique(owners).tolist():
+            places = np.flatnonzero(owners == owner)
+            yield self.corpora[owner], places, wanted[places] - self.offset(owner)
+
+
+def mix(corpora: Sequence[Corpus], weights: Sequence[float]) -> Mixture:
+    """Corpora to be read as one.
+
+    Raises:
+        UserError: streams of another shape or another encoder than the first corpus has.
+    """
+    first, *others = corpora
+    for other in others:
+        for stream in first.streams:
+            for key in ("encoder", "weights"):
+                ours, theirs = first.provenance(stream).get(key), other.provenance(stream).get(key)
+                if ours != theirs:
+                    raise UserError(
+                        f"stream {stream!r} of {other.root} was made with {key}={theirs!r}, that of {first.root} with "
+                        f"{ours!r}. Prepare the one with the encoder of the other"
+                    )
+            if other.shape(stream) != first.shape(stream):
+                raise UserError(
+                    f"stream {stream!r} of {other.root} has features of {other.shape(stream)}, that of {first.root} of "
+                    f"{first.shape(stream)}. Prepare the one with the encoder of the other"
+                )
+    return Mixture(tuple(corpora), tuple(weights))
 
 
 def open_corpus(

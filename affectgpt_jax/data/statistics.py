@@ -61,11 +61,8 @@ def statistics(plan: Plan, label_types: tuple[str, ...], reference_batch: int = 
         label_types: names of the plan's question types.
         reference_batch: samples of a batch that is padded to its longest, as the reference makes them.
     """
-    rows = plan.epoch_rows(0)
-    asks = [ask for row in rows for ask in row.asks]
-    samples = np.array([ask.sample for ask in asks])
-    types = np.array([ask.label_type for ask in asks])
-    tokens, targets = plan.tokens[types, samples], plan.targets[types, samples]
+    rows = plan.epoch(0)
+    tokens, targets = plan.tokens[rows.types, rows.samples], plan.targets[rows.types, rows.samples]
     total, room = int(tokens.sum()), plan.limits.tokens
     full = -(-len(tokens) // reference_batch) * reference_batch
     batches = np.pad(tokens, (0, full - len(tokens))).reshape(-1, reference_batch)
@@ -76,7 +73,7 @@ def statistics(plan: Plan, label_types: tuple[str, ...], reference_batch: int = 
         Fill(f"batches of {reference_batch} padded to their longest", len(tokens), padded, total / padded),
     )
     steps = plan.epoch_steps(0)
-    counts = np.array([len(row.asks) for row in rows])
+    counts = np.diff(rows.starts)
     counts = np.pad(counts, (0, steps * plan.step_rows - len(counts))).reshape(steps, -1).sum(axis=1)
     return Statistics(
         samples=plan.tokens.shape[1],

@@ -16,7 +16,7 @@ from affectgpt_jax.data.shard_schema import TextRecord, parse_stream
 from affectgpt_jax.data.tokenizer import Tokenizer
 from affectgpt_jax.inference.clip_files import Source, places
 from affectgpt_jax.inference.runs import feature_shapes, model_streams
-from affectgpt_jax.training.loop import make_asker
+from affectgpt_jax.training.data import make_asker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +82,7 @@ def explain(
         )
         unattended = tokenizer.eos if config.compat == "reference" else None
         sample = Sample(example, {name: x for name, x in (features or {}).items() if name in shapes})
-        rows[kind] = collate_rows([[sample]], shape, loss_weighting="token", unattended=unattended)
+        rows[kind] = collate_rows([[sample]], shape, unattended=unattended)
     streams = {name: _see(name, stream, files, features) for name, stream in model_streams(config).items()}
     return Explanation(text, streams, rows)
 

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,16 +17,13 @@ from jax.sharding import Mesh
 from affectgpt_jax.checkpoint import Checkpoints, targets
 from affectgpt_jax.config import RunConfig, save_config
 from affectgpt_jax.data.batch import Batch
-from affectgpt_jax.data.examples import BatchShape
-from affectgpt_jax.data.pipeline import Asker, MediaInLoop, RowLoader, measure, training_batches
-from affectgpt_jax.data.plan import Limits, Plan
-from affectgpt_jax.data.prompts import layout_size
-from affectgpt_jax.data.shards import Corpus
-from affectgpt_jax.data.tokenizer import Tokenizer
+from affectgpt_jax.data.pipeline import MediaInLoop
 from affectgpt_jax.errors import UserError
-from affectgpt_jax.inference.runs import UNTRAINED, model_layout, model_streams, open_shards
+from affectgpt_jax.inference.runs import UNTRAINED
 from affectgpt_jax.models.affectgpt import AffectGPT
+from affectgpt_jax.prefetch import prefetch
 from affectgpt_jax.sharding import batch_sharding, make_mesh, parameter_shardings, state_shardings
+from affectgpt_jax.training.data import make_batches, make_data, open_training_shards
 from affectgpt_jax.training.flops import Work, batch_work, decoder_work, peak_flops
 from affectgpt_jax.training.optimizer import make_optimizer, make_schedule
 from affectgpt_jax.training.start import read_start
@@ -47,45 +45,6 @@ class Result(NamedTuple):
     loss: float
     seconds: float
     compiled: int
-
-
-def make_asker(config: RunConfig, tokenizer: Tokenizer) -> Asker:
-    """The tokenisation of a run."""
-    return Asker(
-        tokenizer,
-        config.model.mode,
-        model_layout(config),
-        config.data.label_types,
-        config.compat,
-        config.data.max_length,
-    )
-
-
-def make_plan(config: RunConfig, corpus: Corpus, ask: Asker, say: Callable[[str], None]) -> tuple[Plan, np.ndarray]:
-    """The plan of a run, and the corpus index of each of its samples."""
-    data = config.data
-    started = time.perf_counter()
-    lengths = measure(corpus.texts(), ask)
-    for rejected in lengths.rejected:
-        say(f"left out: {rejected.name} {rejected.reason}")
-    plan = Plan(
-        tokens=lengths.tokens,
-        targets=lengths.targets,
-        limits=Limits(data.row_length, data.row_targets, data.row_samples),
-        step_rows=config.train.rows * config.train.accumulate,
-        seed=config.train.seed,
-        weights=data.label_weights,
-        types="draw" if config.compat == "reference" else "alternate",
-        window=data.window,
-    )
-    rows = plan.epoch_rows(0)
-    filled = sum(int(plan.tokens[ask.label_type, ask.sample]) for row in rows for ask in row.asks)
-    say(
-        f"{len(lengths.samples)} samples in {len(rows)} rows of {data.row_length}, "
-        f"{filled / len(rows) / data.row_length:.0%} filled, {plan.epoch_steps(0)} steps a pass "
-        f"(planned in {clock(time.perf_counter() - started)})"
-    )
-    return plan, lengths.samples
 
 
 class Setup(NamedTuple):
@@ -157,8 +116,7 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
     config, tokenizer = resolve(config)
     started = time.perf_counter()
     compiles = CompileCounter()
-    corpus = open_shards(config, config.data.split)
-    ask = make_asker(config, tokenizer)
+    corpus = open_training_shards(config)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.train.keep)
     resumed = checkpoints.latest is not None
     if resumed and not checkpoints.holds("progress"):
@@ -169,7 +127,7 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
     start = None if resumed or not config.train.init_from else read_start(config, tokenizer)
     setup = set_up(config, start.given if start else None)
     with RunLog(folder, config.train.steps) as log, stop_signals() as asked_to_stop:
-        plan, samples = make_plan(config, corpus, ask, log.say)
+        data = make_data(config, tokenizer, corpus, log.say)
         state, frozen = setup.state, setup.frozen
         # What is neither trained nor fresh nor the base's can come from nowhere but a checkpoint.
         kept = _outside(config, frozen) if start or checkpoints.holds(UNTRAINED) else {}
@@ -204,15 +162,15 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
             **origin,
         }
         more = {UNTRAINED: kept} if kept else {}
-        batches = _batches(config, corpus, plan, samples, ask, tokenizer, int(state.step), media)
         loop = _Loop(config, setup, log, compiles)
-        state = loop.run(
-            state,
-            batches,
-            media.encode if media else None,
-            asked_to_stop,
-            lambda step, state: checkpoints.save(step, _items(state) | more, {**facts, "step": step}),
-        )
+        place = partial(_place, setup.mesh, media.encode if media else None)
+        with prefetch(make_batches(config, tokenizer, data, int(state.step), media), place) as batches:
+            state = loop.run(
+                state,
+                batches,
+                asked_to_stop,
+                lambda step, state: checkpoints.save(step, _items(state) | more, {**facts, "step": step}),
+            )
         last = int(state.step)
         checkpoints.save(last, _items(state) | more, {**facts, "step": last})
         checkpoints.wait()
@@ -226,67 +184,6 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
     return Result(last, finished, loop.last_loss, seconds, compiles.count)
 
 
-def _batches(
-    config: RunConfig,
-    corpus: Corpus,
-    plan: Plan,
-    samples: np.ndarray,
-    ask: Asker,
-    tokenizer: Tokenizer,
-    start: int,
-    media: MediaInLoop | None,
-) -> Iterator[Batch]:
-    data, streams = config.data, model_streams(config)
-    shapes: dict[str, Any] = (
-        dict(media.shapes) if media else {name: corpus.shape(stream) for name, stream in streams.items()}
-    )
-    loader = RowLoader(
-        corpus=corpus,
-        samples=samples,
-        ask=ask,
-        streams=streams,
-        read=media.read if media else corpus.features,
-        hide=data.hide.model_dump(),
-        seed=config.train.seed,
-    )
-    if not config.model.absent:
-        _require_complete(config, corpus, samples)
-    shape = BatchShape(
-        rows=config.train.rows // jax.process_count(),
-        length=data.row_length,
-        targets=data.row_targets,
-        samples=data.row_samples,
-        soft=layout_size(ask.layout),
-        streams=shapes,
-        feature_dtype=np.float32 if media else np.float16,
-    )
-    return training_batches(
-        plan,
-        loader,
-        shape,
-        start=start,
-        steps=config.train.steps,
-        rounds=config.train.accumulate,
-        weighting=data.weighting,
-        group=data.group,
-        unattended=tokenizer.eos if config.compat == "reference" else None,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-        threads=data.threads,
-    )
-
-
-def _require_complete(config: RunConfig, corpus: Corpus, samples: np.ndarray) -> None:
-    for stream in model_streams(config).values():
-        lost = np.flatnonzero(~corpus.present(stream)[samples])
-        if len(lost) or any(config.data.hide.model_dump().values()):
-            what = f"{len(lost)} samples lack {stream}" if len(lost) else "data.hide hides modalities"
-            raise UserError(
-                f"{what}, and the model has nothing to put in their place; set model.absent=true to learn it, "
-                "or prepare with prepare.missing=drop"
-            )
-
-
 def _items(state: TrainState) -> dict[str, Any]:
     """A state as a checkpoint keeps it: what a reader of the model wants stands alone."""
     return {"params": state.params, "progress": {"step": state.step, "optimizer": state.optimizer}}
@@ -295,6 +192,13 @@ def _items(state: TrainState) -> dict[str, Any]:
 def _outside(config: RunConfig, frozen: Tree) -> Tree:
     """The frozen parameters that do not stand in the base's folder."""
     return nest({path: leaf for path, leaf in paths(frozen).items() if not in_base(config, path)})
+
+
+def _place(mesh: Mesh, encode: Callable[[Batch], Batch] | None, host: Batch) -> tuple[Work, Batch]:
+    """A batch on the devices, encoded if it holds media, and what work it is."""
+    work, sharding = batch_work(host), batch_sharding(mesh)
+    ready = encode(host) if encode else host
+    return work, jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), ready)
 
 
 class _Loop:
@@ -306,7 +210,6 @@ class _Loop:
         self._peak, source = peak_flops()
         self._rate = jax.jit(make_schedule(config.train.optimizer, config.train.steps))
         self._rate(np.asarray(0))
-        self._place = batch_sharding(setup.mesh)
         self.last_loss = float("nan")
         self.compiled_late = 0
         log.say(f"peak {self._peak / 1e12:.2f} TFLOP/s ({source})")
@@ -314,8 +217,7 @@ class _Loop:
     def run(
         self,
         state: TrainState,
-        batches: Iterator[Batch],
-        encode: Callable[[Batch], Batch] | None,
+        batches: Iterator[tuple[Work, Batch]],
         asked_to_stop: Callable[[], bool],
         save: Callable[[int, TrainState], None],
     ) -> TrainState:
@@ -326,9 +228,8 @@ class _Loop:
         warm: int | None = None
         for number in range(int(state.step) + 1, train.steps + 1):
             before = time.perf_counter()
-            host = next(batches)
-            works.append(batch_work(host))
-            batch = self._put(encode(host) if encode else host)
+            work, batch = next(batches)
+            works.append(work)
             waited += time.perf_counter() - before
             state, metrics = self._setup.step(state, self._setup.frozen, batch)
             if pending is not None and (pending[0] % train.log_every == 0 or pending[0] == 1):
@@ -347,9 +248,6 @@ class _Loop:
             self._log.write(pending[0], values | self._speeds(works, time.perf_counter() - since, waited))
             self.compiled_late = self._compiles.count - (self._compiles.count if warm is None else warm)
         return state
-
-    def _put(self, host: Batch) -> Batch:
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._place, x), host)
 
     def _values(self, step: int, metrics: Metrics) -> dict[str, float]:
         values = {name: float(value) for name, value in metrics._asdict().items()}

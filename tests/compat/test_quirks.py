@@ -14,21 +14,21 @@ import pytest
 from affectgpt_jax.config import load_config
 from affectgpt_jax.config.networks import LoraConfig, QFormerConfig
 from affectgpt_jax.config.run import Compat, OptimizerConfig
+from affectgpt_jax.data.asker import measure
 from affectgpt_jax.data.clips import ClipFiles, read_modality
 from affectgpt_jax.data.media import read_audio
-from affectgpt_jax.data.pipeline import measure
 from affectgpt_jax.data.prompts import END_OF_TEXT
 from affectgpt_jax.data.shard_schema import TextRecord, parse_stream
 from affectgpt_jax.data.tokenizer import open_tokenizer
 from affectgpt_jax.inference import answering
 from affectgpt_jax.inference.answering import Answer, Answerer, Query
 from affectgpt_jax.inference.engine import Answers, Prompts
-from affectgpt_jax.inference.runs import Run, open_shards
+from affectgpt_jax.inference.runs import Run
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.models.qformer import QFormer
 from affectgpt_jax.nn.linear import Dense
 from affectgpt_jax.ops.sampling import REFERENCE
-from affectgpt_jax.training import loop
+from affectgpt_jax.training import data
 from affectgpt_jax.training.optimizer import make_schedule
 from affectgpt_jax.weights.initial import base_shapes, parameter_shapes, resolve
 from affectgpt_jax.weights.networks import TRAINED
@@ -143,19 +143,17 @@ def test_dropout_of_adapters_and_qformers() -> None:
 def test_what_a_runs_compat_changes_in_its_batches(tiny: Path, compat: Compat) -> None:
     """Quirks 22 and 30: what the closing token may be attended by, and how question types are chosen."""
     config, tokenizer = resolve(tiny_config(tiny).model_copy(update={"compat": compat}))
-    corpus = open_shards(config, "train")
-    ask = loop.make_asker(config, tokenizer)
-    plan, samples = loop.make_plan(config, corpus, ask, lambda _: None)
+    found = data.make_data(config, tokenizer, data.open_training_shards(config), lambda _: None)
+    plan = found.plan
 
     kinds = np.zeros((4, plan.tokens.shape[1]), int)
     for epoch in range(4):
-        for row in plan.epoch_rows(epoch):
-            for one in row.asks:
-                kinds[epoch, one.sample] = one.label_type
+        rows = plan.epoch(epoch)
+        kinds[epoch, rows.samples] = rows.types
     alternating = np.all(kinds[:-1] != kinds[1:])
     assert alternating == (compat == "strict")
 
-    batch = next(loop._batches(config, corpus, plan, samples, ask, tokenizer, 0, None))
+    batch = next(data.make_batches(config, tokenizer, found, 0))
     closing = batch.tokens == tokenizer.eos
     assert closing.any()
     assert np.all((batch.segment_ids[closing] > 0) == (compat == "strict"))
@@ -172,7 +170,7 @@ def test_samples_that_cannot_be_used_are_left_out_and_named(tiny: Path) -> None:
         TextRecord("endless", "train", "Well.", labels=("calm",), description="She is calm. " * 200),
         TextRecord("unlabelled", "train", "Well.", description="She is calm."),
     ]
-    found = measure(texts, loop.make_asker(config, tokenizer))
+    found = measure(texts, data.make_asker(config, tokenizer))
     assert found.samples.tolist() == [0, 3]
     assert found.tokens.shape == found.targets.shape == (2, 2)
     assert [(rejected.name, rejected.reason.split(":")[0]) for rejected in found.rejected] == [

@@ -193,9 +193,9 @@ def test_a_row_is_the_references_batch() -> None:
         weights=data.label_weights,
         window=data.window,
     )
-    rows = plan.epoch_rows(0)
-    assert {len(row.asks) for row in rows} == {3}
+    rows = plan.epoch(0)
+    assert set(np.diff(rows.starts)) == {3}
     assert plan.epoch_steps(0) == count // 3
     # Of three drawn evenly from two kinds, three in four rows hold both.
-    mixed = np.mean([len({ask.label_type for ask in row.asks}) == 2 for row in rows])
+    mixed = np.mean([len(set(row)) == 2 for row in rows.types.reshape(-1, 3)])
     assert 0.7 < mixed < 0.8

@@ -34,7 +34,7 @@ def test_counts() -> None:
 def test_padded_batches() -> None:
     """A batch of three is as long as its longest; what lacks to three is no sample."""
     chosen = plan(samples=1)
-    order = [int(chosen.tokens[0, ask.sample]) for row in chosen.epoch_rows(0) for ask in row.asks]
+    order = chosen.tokens[0, chosen.epoch(0).samples].tolist()
     found = statistics(chosen, ("ovlabel", "description"))
     assert found.fills[2].positions == 3 * (max(order[:3]) + max(order[3:]))
     assert found.fills[2].share == 150 / found.fills[2].positions

@@ -14,8 +14,8 @@ from affectgpt_jax.data.examples import Rejected
 from affectgpt_jax.data.prompts import PLACEHOLDERS
 from affectgpt_jax.data.shard_schema import parse_stream
 from affectgpt_jax.inference.runs import open_shards
+from affectgpt_jax.training.data import make_asker
 from affectgpt_jax.training.explain import as_text, explain
-from affectgpt_jax.training.loop import make_asker
 from affectgpt_jax.weights.initial import resolve
 from tests.inference.clip_run import make_clip_run
 

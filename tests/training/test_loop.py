@@ -230,19 +230,19 @@ def test_modality_dropout_hides_whole_modalities(tiny: Path) -> None:
     from affectgpt_jax.data.pipeline import RowLoader
     from affectgpt_jax.data.plan import Ask, Row
     from affectgpt_jax.data.tokenizer import open_tokenizer
-    from affectgpt_jax.training.loop import make_asker
+    from affectgpt_jax.training.data import make_asker, open_training_shards
 
     config = tiny_config(tiny)
-    corpus = open_shards(config, "train")
+    corpus = open_training_shards(config)
     ask = make_asker(config, open_tokenizer(tiny / "tokenizer"))
     samples = np.arange(len(corpus))
     load = RowLoader(corpus, samples, ask, {"face": "face@8"}, corpus.features, {"face": 0.5, "text": 0.5}, seed=1)
-    seen = [load(Row(epoch, (Ask(2, 0),)))[0] for epoch in range(40)]
+    seen = [load([Row((Ask(2, 0, turn, 1.0),))])[0][0] for turn in range(40)]
     faces = sum("face" in sample.features for sample in seen)
-    full = ask(corpus.text(2), 0)
+    full = ask(corpus.texts([2])[0], 0)
     assert not isinstance(full, Rejected)
     texts = sum(len(sample.example.tokens) == len(full.tokens) for sample in seen)
     assert 8 < faces < 32
     assert 8 < texts < 32
-    again = [load(Row(epoch, (Ask(2, 0),)))[0] for epoch in range(40)]
+    again = [load([Row((Ask(2, 0, turn, 1.0),))])[0][0] for turn in range(40)]
     assert [set(a.features) for a in seen] == [set(b.features) for b in again]

@@ -1,0 +1,176 @@
+"""A run's data: from its config to the plan and this process's batches."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from affectgpt_jax.config import RunConfig
+from affectgpt_jax.data.asker import Asker, corpus_lengths
+from affectgpt_jax.data.batch import Batch
+from affectgpt_jax.data.examples import BatchShape
+from affectgpt_jax.data.pipeline import MediaInLoop, RowLoader, training_batches
+from affectgpt_jax.data.plan import Limits, Part, Plan
+from affectgpt_jax.data.prompts import layout_size
+from affectgpt_jax.data.shards import Mixture, mix
+from affectgpt_jax.data.tokenizer import Tokenizer
+from affectgpt_jax.errors import UserError
+from affectgpt_jax.inference.runs import model_layout, model_streams, open_shards
+from affectgpt_jax.training.telemetry import clock
+
+TELL_EVERY = 10.0
+"""Seconds between lines about how far measuring a corpus is."""
+
+
+class RunData(NamedTuple):
+    """What a run is fed.
+
+    Attributes:
+      corpus: all its samples.
+      plan: rows of every step.
+      samples: corpus index of each of the plan's samples.
+      ask: the tokenisation.
+    """
+
+    corpus: Mixture
+    plan: Plan
+    samples: np.ndarray
+    ask: Asker
+
+
+def make_asker(config: RunConfig, tokenizer: Tokenizer) -> Asker:
+    """The tokenisation of a run."""
+    return Asker(
+        tokenizer,
+        config.model.mode,
+        model_layout(config),
+        config.data.label_types,
+        config.compat,
+        config.data.max_length,
+    )
+
+
+def open_training_shards(config: RunConfig, *, verify: bool = True) -> Mixture:
+    """The corpora that a run trains on: `data.shards`, once a pass, and those of `data.mixture`."""
+    data = config.data
+    roots = [data.shards, *(part.shards for part in data.mixture)]
+    corpora = [open_shards(config, data.split, root, verify=verify) for root in roots]
+    return mix(corpora, [1.0, *(part.weight for part in data.mixture)])
+
+
+def make_data(config: RunConfig, tokenizer: Tokenizer, corpus: Mixture, say: Callable[[str], None]) -> RunData:
+    """The plan of a run over its corpora.
+
+    Args:
+      config: the run, resolved.
+      tokenizer: the run's.
+      corpus: what `open_training_shards` opened.
+      say: told what is left out, and what a pass is.
+    """
+    data = config.data
+    started = time.perf_counter()
+    ask = make_asker(config, tokenizer)
+    found = [corpus_lengths(part, ask, _teller(str(part.root), say)) for part in corpus.corpora]
+    for rejected in (entry for lengths in found for entry in lengths.rejected):
+        say(f"left out: {rejected.name} {rejected.reason}")
+    plan = Plan(
+        tokens=np.concatenate([lengths.tokens for lengths in found], axis=1),
+        targets=np.concatenate([lengths.targets for lengths in found], axis=1),
+        limits=Limits(data.row_length, data.row_targets, data.row_samples),
+        step_rows=config.train.rows * config.train.accumulate,
+        seed=config.train.seed,
+        weights=data.label_weights,
+        types="draw" if config.compat == "reference" else "alternate",
+        window=data.window,
+        rounds=config.train.accumulate,
+        weighting=data.weighting,
+        group=data.group,
+        parts=tuple(Part(len(lengths.samples), weight) for lengths, weight in zip(found, corpus.weights, strict=True)),
+    )
+    samples = np.concatenate([lengths.samples + corpus.offset(i) for i, lengths in enumerate(found)])
+    rows = plan.epoch(0)
+    filled = int(plan.tokens[rows.types, rows.samples].sum())
+    say(
+        f"{len(rows.samples)} samples in {len(rows)} rows of {data.row_length}, "
+        f"{filled / len(rows) / data.row_length:.0%} filled, {plan.epoch_steps(0)} steps a pass "
+        f"(planned in {clock(time.perf_counter() - started)})"
+    )
+    return RunData(corpus, plan, samples, ask)
+
+
+def _teller(root: str, say: Callable[[str], None]) -> Callable[[int, int], None]:
+    told = time.perf_counter()
+
+    def report(done: int, total: int) -> None:
+        nonlocal told
+        if time.perf_counter() - told > TELL_EVERY:
+            told = time.perf_counter()
+            say(f"{root}: {done} of {total} texts measured")
+
+    return report
+
+
+def make_batches(
+    config: RunConfig, tokenizer: Tokenizer, data: RunData, start: int, media: MediaInLoop | None = None
+) -> Iterator[Batch]:
+    """This process's part of the batches from step `start` on.
+
+    Args:
+      config: the run, resolved.
+      tokenizer: the run's.
+      data: its plan.
+      start: optimizer steps taken, the position in the data.
+      media: encoders in the loop.
+
+    Raises:
+      UserError: samples lack a modality that the model has nothing to put in place of.
+    """
+    streams = model_streams(config)
+    shapes: dict[str, Any] = (
+        dict(media.shapes) if media else {name: data.corpus.shape(stream) for name, stream in streams.items()}
+    )
+    if not config.model.absent:
+        _require_complete(config, data)
+    loader = RowLoader(
+        corpus=data.corpus,
+        samples=data.samples,
+        ask=data.ask,
+        streams=streams,
+        read=media.read if media else data.corpus.features,
+        hide=config.data.hide.model_dump(),
+        seed=config.train.seed,
+    )
+    shape = BatchShape(
+        rows=config.train.rows // jax.process_count(),
+        length=config.data.row_length,
+        targets=config.data.row_targets,
+        samples=config.data.row_samples,
+        soft=layout_size(data.ask.layout),
+        streams=shapes,
+        feature_dtype=np.float32 if media else np.float16,
+    )
+    return training_batches(
+        data.plan,
+        loader,
+        shape,
+        start=start,
+        steps=config.train.steps,
+        unattended=tokenizer.eos if config.compat == "reference" else None,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+        threads=config.data.threads,
+        workers=config.data.workers,
+    )
+
+
+def _require_complete(config: RunConfig, data: RunData) -> None:
+    for stream in model_streams(config).values():
+        lost = np.flatnonzero(~data.corpus.present(stream)[data.samples])
+        if len(lost) or any(config.data.hide.model_dump().values()):
+            what = f"{len(lost)} samples lack {stream}" if len(lost) else "data.hide hides modalities"
+            raise UserError(
+                f"{what}, and the model has nothing to put in their place; set model.absent=true to learn it, "
+                "or prepare with prepare.missing=drop"
+            )
