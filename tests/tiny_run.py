@@ -42,7 +42,9 @@ def make_texts(count: int, split: str) -> list[TextRecord]:
     ]
 
 
-def make_shards(root: Path, counts: dict[str, int], absent: frozenset[int] = frozenset()) -> Path:
+def make_shards(
+    root: Path, counts: dict[str, int], absent: frozenset[int] = frozenset(), encoder: str = "random"
+) -> Path:
     """Shards of texts and random features; samples of `absent` lack a face."""
     staged = root / "staged"
     texts = {split: make_texts(count, split) for split, count in counts.items()}
@@ -55,7 +57,7 @@ def make_shards(root: Path, counts: dict[str, int], absent: frozenset[int] = fro
             features[~present] = 0
             names = [record.name for record in records]
             entries[split] = [write_feature_shard(staged / stream, split, 0, 1, names, features, present)]
-        provenance = {"encoder": "random", "weights": "0", "width": width}
+        provenance = {"encoder": encoder, "weights": "0", "width": width}
         publish_stream(staged / stream, root, stream, entries, provenance, (8, width))
     entries = {split: [write_text_shard(staged / TEXT, split, 0, 1, records)] for split, records in texts.items()}
     publish_stream(staged / TEXT, root, TEXT, entries, {"corpus": "tiny"})

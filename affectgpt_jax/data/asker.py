@@ -6,7 +6,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,10 +51,14 @@ class Asker:
         else:
             target = answer(kind, labels=label_text(text.labels))
         subtitle = "" if hide_text else text.subtitle
-        conversation = Conversation(text.name, self.mode, subtitle, question(kind), target)
+        conversation = Conversation(text.name, self.mode, subtitle, self._questions[label_type], target)
         return training_example(
             conversation, self.layout, self.tokenizer, compat=self.compat, max_length=self.max_length
         )
+
+    @cached_property
+    def _questions(self) -> tuple[str, ...]:
+        return tuple(question(kind) for kind in self.label_types)
 
     @property
     def fingerprint(self) -> str:

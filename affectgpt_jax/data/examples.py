@@ -11,7 +11,6 @@ from affectgpt_jax.data.prompts import (
     PLACEHOLDERS,
     STOP,
     Compat,
-    Soft,
     needs,
     prompt_parts,
     prompt_text,
@@ -228,13 +227,8 @@ def _encode_prompt(
     parts = prompt_parts(conversation.mode, conversation.subtitle, conversation.question, layout)
     if compat == "reference":
         return tokenizer.encode(prompt_text(parts))
-    ids: list[int] = []
-    for part in parts[:-1]:  # the same in all samples: the subtitle stands in the last part
-        if isinstance(part, Soft):
-            ids += [tokenizer.placeholders[part.modality]] * part.times
-        else:
-            ids += tokenizer.encode_constant(part)
-    return ids + tokenizer.encode(str(parts[-1]), literal=True)
+    # All but the last part, where the subtitle stands, are the same in all samples.
+    return [*tokenizer.encode_constant(parts[:-1]), *tokenizer.encode(str(parts[-1]), literal=True)]
 
 
 def _fit_prompt(
@@ -276,7 +270,8 @@ def _with_soft_index(
                 f"has {len(places)} {PLACEHOLDERS[modality]} tokens where mode {conversation.mode!r} wants "
                 f"{len(slots)}: its text spells one, or a long prompt was cut there",
             )
-        soft_index[places] = slots
+        for place, slot in zip(places, slots, strict=True):
+            soft_index[place] = slot
     none = np.zeros(0, np.int32)
     return Example(ids, soft_index, none, none, note)
 

@@ -221,14 +221,15 @@ def file_digest(path: Path) -> str:
 def decode_text(record: bytes) -> TextRecord:
     """Decodes a record of the text stream."""
     fields = tf_example_pb2.Example.FromString(record).features.feature
-
-    def texts(field: str) -> tuple[str, ...]:
-        return tuple(value.decode() for value in fields[field].bytes_list.value)
-
-    (name,), (split,), (subtitle,), (chinese,), (description,) = map(
-        texts, ("name", "split", "subtitle", "chinese", "description")
+    values = {name: field.bytes_list.value for name, field in fields.items()}
+    return TextRecord(
+        values["name"][0].decode(),
+        values["split"][0].decode(),
+        values["subtitle"][0].decode(),
+        values["chinese"][0].decode(),
+        tuple([label.decode() for label in values["labels"]]),
+        values["description"][0].decode(),
     )
-    return TextRecord(name, split, subtitle, chinese, texts("labels"), description)
 
 
 def decode_features(record: bytes, shape: tuple[int, int]) -> tuple[np.ndarray, bool]:

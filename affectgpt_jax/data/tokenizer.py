@@ -19,7 +19,7 @@ import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from affectgpt_jax.data.prompts import BOS, END_OF_TEXT, EOS, PLACEHOLDERS, STOP
+from affectgpt_jax.data.prompts import BOS, END_OF_TEXT, EOS, PLACEHOLDERS, STOP, Soft
 from affectgpt_jax.data.shard_schema import digest
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.model_folders import model_folder
@@ -149,22 +149,26 @@ class Tokenizer:
             ids += [self.added[piece]] if piece in self.added else self._encode_plain(piece)
         return ids
 
-    def encode_constant(self, text: str) -> tuple[int, ...]:
-        """`encode(text, literal=True)` of one of the few texts that come with every sample; kept for good."""
-        if (ids := self._constants.get(text)) is None:
-            ids = self._constants[text] = tuple(self._encode_plain(text))
+    def encode_constant(self, parts: tuple[str | Soft, ...]) -> tuple[int, ...]:
+        """Turns the beginning of a prompt into ids, text taken literally; kept, as many samples begin alike."""
+        if (ids := self._constants.get(parts)) is None:
+            pieces = (
+                [self.placeholders[part.modality]] * part.times if isinstance(part, Soft) else self._encode_plain(part)
+                for part in parts
+            )
+            ids = self._constants[parts] = tuple(chain.from_iterable(pieces))
         return ids
 
     def _encode_plain(self, text: str) -> list[int]:
         # Qwen2 cuts text before every single space, and merges never cross a cut, so what stands between two spaces
-        # has the same ids wherever it stands. Runs of spaces are cut by what follows them.
-        if not self._cuts_as_qwen2 or "  " in text:
-            return self.base.encode(text).ids if text else []
-        first, *others = text.split(" ")
-        return [*self._first[first], *chain.from_iterable(map(self._after_space.__getitem__, others))]
+        # has the same ids wherever it stands. Other white space and runs of it are cut by what is around them.
+        words = text.split(" ")
+        if not self._cuts_as_qwen2 or (words if words[-1] else words[:-1]) != text.split():
+            return self.base.encode(text).ids
+        return [*self._first[words[0]], *chain.from_iterable(map(self._after_space.__getitem__, words[1:]))]
 
     @cached_property
-    def _constants(self) -> dict[str, tuple[int, ...]]:
+    def _constants(self) -> dict[tuple[str | Soft, ...], tuple[int, ...]]:
         return {}
 
     @cached_property

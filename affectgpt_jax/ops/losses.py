@@ -60,9 +60,10 @@ def target_loss(
         used = (w > 0).astype(jnp.float32)
         hits = (jnp.argmax(logits, axis=-1) == y) * used
         losses = jnp.where(w > 0, cross_entropy(logits, y), 0.0)
-        add = TargetLoss(jnp.sum(losses * w), jnp.sum(w), jnp.sum(hits), jnp.sum(used))
+        add = jax.tree.map(lambda x: jnp.sum(x, axis=1), TargetLoss(losses * w, w, hits, used))
         return jax.tree.map(jnp.add, sums, add), None
 
-    zero = jnp.zeros((), jnp.float32)
+    # Row by row until the end: rows may lie on different devices, and short sums round less.
+    zero = jnp.zeros(hidden.shape[0], jnp.float32)
     sums, _ = jax.lax.scan(part, TargetLoss(zero, zero, zero, zero), (chunks(hidden), chunks(ids), chunks(weights)))
-    return sums
+    return jax.tree.map(jnp.sum, sums)

@@ -7,14 +7,18 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import affectgpt_jax.data.tokenizer as tokenizer_module
 from affectgpt_jax.data.prompts import PLACEHOLDERS
 from affectgpt_jax.data.tokenizer import Tokenizer, open_tokenizer
 from affectgpt_jax.errors import UserError
+from tests.conftest import reference_folder
 from tests.data.conftest import TextGolden
 
+QWEN2 = open_tokenizer(reference_folder("AFFECTGPT_TOKENIZERS", "../shared/tokenizers") / "qwen2.5")
 SPELLED = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<FaceHere>", "<tool_call>", "###", "<|im_"]
 TEXTS = st.lists(st.one_of(st.text(max_size=12), st.sampled_from([*SPELLED, " ", "\n", "it's ", "angry, "]))).map(
     "".join
@@ -125,3 +129,39 @@ def test_what_is_missing_is_named(text: TextGolden, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
     with pytest.raises(UserError, match=r"no special token <\|im_start\|> and no <\|im_end\|>"):
         open_tokenizer(tmp_path)
+
+
+WORDS = st.one_of(
+    st.text(max_size=6),
+    st.text("ab1 \t\n\r\x0b\x0c\x1c'.,-", max_size=6),
+    st.sampled_from(
+        ["it's", "well,", "\u00e9", "e\u0301", "\u00a0", "\u3000", "\u0301", "12", "\n", "###", "<|im_end|>", ""]
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(WORDS, max_size=12), st.sampled_from([" ", " ", "  ", "\n "]))
+def test_words_looked_up_are_what_the_library_gives(words: list[str], between: str) -> None:
+    text = between.join(words)
+    assert QWEN2.encode(text, literal=True) == QWEN2.base.encode(text).ids
+    assert QWEN2.encode(text, literal=True) == QWEN2.base.encode(text).ids  # from what is kept
+
+
+def test_words_are_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "_KNOWN", 10)
+    words = [f"word{i}" for i in range(50)]
+    assert QWEN2.encode(" ".join(words), literal=True) == QWEN2.base.encode(" ".join(words)).ids
+    assert len(QWEN2._after_space) <= 10
+    long = "a" * 200
+    assert QWEN2.encode(f"b {long}", literal=True) == QWEN2.base.encode(f"b {long}").ids
+    assert long not in QWEN2._after_space
+
+
+def test_other_ways_to_cut_words_are_left_to_the_library(tmp_path: Path) -> None:
+    """Of words after spaces this one makes other tokens: it cuts nowhere."""
+    whole = tokenizers.Tokenizer(QWEN2.base.model)
+    whole.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    odd = Tokenizer(whole, QWEN2.added)
+    text = "in the in the house"
+    assert odd.encode(text, literal=True) == whole.encode(text).ids

@@ -23,7 +23,7 @@ from affectgpt_jax.unibench.lexicon import small_table
 from affectgpt_jax.weights.initial import parameter_shapes, resolve
 from affectgpt_jax.weights.table import paths
 from tests.inference.clip_run import random_tree
-from tests.tiny_run import make_tiny, tiny_config
+from tests.tiny_run import make_shards, make_tiny, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +246,24 @@ def test_modality_dropout_hides_whole_modalities(tiny: Path) -> None:
     assert 8 < texts < 32
     again = [load([Row((Ask(2, 0, turn, 1.0),))])[0][0] for turn in range(40)]
     assert [set(a.features) for a in seen] == [set(b.features) for b in again]
+
+
+def test_a_mixture_is_trained_on_and_belongs_to_the_run(tiny: Path, tmp_path: Path) -> None:
+    make_shards(tmp_path / "more", {"train": 9})
+    folder = tmp_path / "run"
+
+    def config(weight: float, steps: int) -> RunConfig:
+        more = [{"shards": str(tmp_path / "more"), "weight": weight}]
+        return tiny_config(tiny, data__mixture=more, train__output=str(folder), train__steps=steps)
+
+    assert train(config(0.5, 2), folder).finished
+    with pytest.raises(UserError, match="was trained on other shards"):
+        train(config(1.0, 3), folder)
+    assert train(config(0.5, 3), folder).finished
+    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
+    make_shards(tmp_path / "other", {"train": 9}, encoder="another")
+    wrong = tiny_config(tiny, data__mixture=[{"shards": str(tmp_path / "other")}])
+    with pytest.raises(UserError, match=r"was made with encoder='another', that of .* with 'random'"):
+        train(wrong, tmp_path / "wrong")
+    with pytest.raises(UserError, match="mixture needs prepared features"):
+        tiny_config(tiny, data__mixture=[{"shards": str(tmp_path / "more")}], data__source="media")
