@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from affectgpt_jax.data.clips import read_modality
 from affectgpt_jax.data.media import MediaError
 from affectgpt_jax.data.shard_schema import FEATURE_DTYPE, Stream
 from affectgpt_jax.errors import UserError
@@ -182,14 +181,12 @@ def _decode(record: ClipRecord, streams: Sequence[Stream], faces: FaceCrops) -> 
     """Reads all modalities of a clip; one that is broken becomes a problem."""
     modalities: dict[str, _Modality] = {}
     for stream in streams:
-        detects = stream.modality == "face" and faces.detects(record.files)
         try:
-            read = faces.read(record.files, stream.count) if detects else read_modality(record.files, stream)
-            modalities[stream.name] = read
+            modalities[stream.name] = faces.media(record.files, stream)
         except MediaError as error:
             modalities[stream.name] = Problem(record.name, str(error.path), error.reason)
         except (OSError, ValueError) as error:  # what a decoding library lets through must not end a long run
-            source = record.files.video if detects else record.files.source(stream.modality)
+            source = faces.source(record.files) if stream.modality == "face" else record.files.source(stream.modality)
             modalities[stream.name] = Problem(record.name, str(source), f"{type(error).__name__}: {error}")
     return modalities
 

@@ -17,10 +17,10 @@ import av
 import cv2
 import numpy as np
 
-from affectgpt_jax.data.clips import ClipFiles
+from affectgpt_jax.data.clips import ClipFiles, read_modality
 from affectgpt_jax.data.media import FRAME_SIZE, AbsentStream, MediaError, frame_count
 from affectgpt_jax.data.preprocess import frame_indices, pick_faces
-from affectgpt_jax.data.shard_schema import file_digest
+from affectgpt_jax.data.shard_schema import Stream, file_digest
 from affectgpt_jax.errors import UserError
 
 FacePolicy = Literal["files", "detect", "files_or_detect"]
@@ -115,6 +115,11 @@ class FaceCrops:
         except AbsentStream:
             return None
         return pick_faces(crops, count, FRAME_SIZE) if len(crops) else None
+
+    def media(self, files: ClipFiles, stream: Stream) -> np.ndarray | None:
+        """`read_modality` of a clip whose crops may have to be detected."""
+        detects = stream.modality == "face" and self.detects(files)
+        return self.read(files, stream.count) if detects else read_modality(files, stream)
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -359,6 +364,9 @@ class _PerThread:
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
         self._threads = threading.local()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _PerThread, (self._make,)
 
     def __call__(self) -> Any:
         if not hasattr(self._threads, "made"):

@@ -18,6 +18,7 @@ from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.encoders import Encoders
 from affectgpt_jax.inference.runs import model_streams
 from data_prep.corpora import read_corpus
+from data_prep.faces import face_crops
 
 
 def media_in_loop(config: RunConfig) -> MediaInLoop:
@@ -41,7 +42,8 @@ def media_in_loop(config: RunConfig) -> MediaInLoop:
     encoders = Encoders(config.weights.vision, config.weights.audio)
     streams = {name: parse_stream(stream) for name, stream in model_streams(config).items()}
     size = encoders.image_size if set(streams) - {"audio"} else 0
-    read = MediaReader(tuple(files[name] for name in names), size)
+    faces = face_crops(config.prepare.faces, config.prepare.detector)
+    read = MediaReader(tuple(files[name] for name in names), size, faces.media)
     shapes = {name: read.shape(stream) for name, stream in streams.items()}
     return MediaInLoop(read, shapes, lambda batch: encode_batch(encoders, batch))
 

@@ -4,7 +4,7 @@ What reaches the encoders is what the reference feeds them when it answers about
 same pixels, clips of sound without their mean (QUIRKS 2), normalised over the clips of this one sample (QUIRKS 1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -99,10 +99,12 @@ class MediaReader:
     Attributes:
         clips: files of each sample.
         image_size: side of the pictures that the vision encoder reads.
+        media: reads one modality of a clip.
     """
 
     clips: tuple[ClipFiles, ...]
     image_size: int
+    media: Callable[[ClipFiles, Stream], np.ndarray | None] = read_modality
 
     def shape(self, stream: Stream) -> tuple[int, ...]:
         """Shape of one sample's media."""
@@ -123,7 +125,7 @@ class MediaReader:
         media = np.zeros((len(samples), *self.shape(parsed)), np.float32)
         present = np.zeros(len(samples), np.bool_)
         for i, sample in enumerate(samples):
-            found = read_modality(self.clips[sample], parsed)
+            found = self.media(self.clips[sample], parsed)
             if found is not None:
                 media[i] = found if parsed.modality == "audio" else clip_pixels(found, self.image_size)
                 present[i] = True

@@ -144,16 +144,9 @@ def training_example(
             conversation.name,
             f"too long: {len(prompt)} prompt and {len(target)} answer tokens, together {max_length} are allowed",
         )
-    tokens = [tokenizer.bos, *prompt, *target, tokenizer.eos]
-    target_ids = [*target, tokenizer.eos]
-    first = len(prompt)  # the last position of the prompt predicts the first token of the answer
-    example = _with_soft_index(conversation, layout, tokenizer, tokens, note)
-    if isinstance(example, Rejected):
-        return example
-    return example._replace(
-        target_positions=np.arange(first, first + len(target_ids), dtype=np.int32),
-        target_ids=np.asarray(target_ids, np.int32),
-    )
+    # The last position of the prompt predicts the first token of the answer.
+    tokens, first = [tokenizer.bos, *prompt, *target, tokenizer.eos], len(prompt)
+    return _with_soft_index(conversation, layout, tokenizer, tokens, note, first)
 
 
 def prompt_example(
@@ -256,9 +249,17 @@ def _fit_prompt(
 
 
 def _with_soft_index(
-    conversation: Conversation, layout: Mapping[str, range], tokenizer: Tokenizer, tokens: Sequence[int], note: str
+    conversation: Conversation,
+    layout: Mapping[str, range],
+    tokenizer: Tokenizer,
+    tokens: Sequence[int],
+    note: str,
+    first: int | None = None,
 ) -> Example | Rejected:
-    """Numbers the placeholders among the tokens; their count must be what the prompt's mode asks for."""
+    """Numbers the placeholders among the tokens; their count must be what the prompt's mode asks for.
+
+    The position `first` predicts the first target, if there are any; all tokens after it are targets.
+    """
     ids = np.asarray(tokens, np.int32)
     soft_index = np.zeros(len(ids), np.int32)
     wanted = needs(conversation.mode).soft
@@ -272,8 +273,8 @@ def _with_soft_index(
             )
         for place, slot in zip(places, slots, strict=True):
             soft_index[place] = slot
-    none = np.zeros(0, np.int32)
-    return Example(ids, soft_index, none, none, note)
+    first = len(ids) - 1 if first is None else first
+    return Example(ids, soft_index, np.arange(first, len(ids) - 1, dtype=np.int32), ids[first + 1 :], note)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -169,7 +169,8 @@ class Corpus:
             indices: int [n], the samples.
 
         Returns:
-            float16 [n, count, width], zeros where a sample lacks the modality; and bool [n], whether it has it.
+            float16 [n, count, width], read-only, zeros where a sample lacks the modality; and bool [n], whether it has
+            it.
 
         Raises:
             IndexError: there is no such sample.
@@ -177,12 +178,9 @@ class Corpus:
         """
         shape = self._feature_manifest(stream).shape
         assert shape is not None
-        records = self._files[stream].read(indices)
-        features = np.empty((len(records), *shape), FEATURE_DTYPE)
-        present = np.empty(len(records), np.bool_)
-        for row, record in enumerate(records):
-            features[row], present[row] = decode_features(record, shape)
-        return features, present
+        found = [decode_features(record, shape) for record in self._files[stream].read(indices)]
+        features = np.frombuffer(b"".join([values for values, _ in found]), FEATURE_DTYPE)
+        return features.reshape(-1, *shape), np.array([present for _, present in found], np.bool_)
 
     def present(self, stream: str) -> np.ndarray:
         """Says which samples have a modality, from the manifest alone.

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from affectgpt_jax.data.shard_schema import (
     MANIFEST,
     Manifest,
     TextRecord,
     config_name,
+    decode_features,
     parse_stream,
     read_manifest,
     shard_name,
@@ -302,3 +304,21 @@ def test_publishing_replaces_a_stream(root: Path) -> None:
 
 def test_record_files_of_nothing() -> None:
     assert len(RecordFiles([], [])) == 0
+
+
+@pytest.mark.parametrize("shape", [(8, 768), (1, 3), (64, 1024)])
+@pytest.mark.parametrize("present", [True, False])
+@pytest.mark.parametrize("other", [{}, {"another": b"x"}, {"zoo": b"x"}])
+def test_features_are_found_in_any_record(shape: tuple[int, int], present: bool, other: dict[str, bytes]) -> None:
+    """By their place where the writer put them, else by parsing."""
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float16)
+    example = tf_example_pb2.Example()
+    fields = example.features.feature
+    fields["features"].bytes_list.value.append(values.tobytes())
+    fields["present"].int64_list.value.append(int(present))
+    fields["name"].bytes_list.value.append("\u4e00 clip".encode() * 30)
+    for name, value in other.items():
+        fields[name].bytes_list.value.append(value)
+    found, flag = decode_features(example.SerializeToString(deterministic=True), shape)
+    np.testing.assert_array_equal(np.frombuffer(found, np.float16).reshape(shape), values)
+    assert flag == present

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import pytest
 
@@ -70,3 +71,14 @@ def test_a_corpus_without_a_sample_is_refused(prepared: RunConfig, tmp_path: Pat
     )
     with pytest.raises(UserError, match="lacks 6 samples"):
         media_in_loop(other)
+
+
+def test_faces_are_detected_and_worker_processes_can_read(prepared: RunConfig) -> None:
+    detecting = prepared.model_copy(
+        update={"prepare": prepared.prepare.model_copy(update={"faces": "files_or_detect", "detector": ""})}
+    )
+    read = media_in_loop(detecting).read
+    _, stored = media_in_loop(prepared).read("face@8", range(6))
+    raw, present = cloudpickle.loads(cloudpickle.dumps(read))("face@8", range(6))  # as Grain hands it to workers
+    assert present.sum() >= stored.sum()
+    np.testing.assert_array_equal(raw, read("face@8", range(6))[0])
