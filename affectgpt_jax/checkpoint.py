@@ -24,13 +24,14 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run folder. A half-written one is never seen."""
 
-    def __init__(self, folder: Path, *, keep: int | None = None) -> None:
+    def __init__(self, folder: Path, *, keep: int | None = None, keep_every: int = 0) -> None:
         """Open the folder.
 
         Args:
           folder: where checkpoints lie, one folder a step.
           keep: latest ones kept; the folder is created if need be. None only reads, and touches nothing that a
             running training is about to write.
+          keep_every: those at multiples of it are kept for good; 0 for none.
 
         Raises:
           UserError: the folder cannot be written or read.
@@ -43,7 +44,9 @@ class Checkpoints:
                     self._manager = ocp.CheckpointManager(self.folder, options=options)
             else:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+                options = ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
+                )
                 self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise UserError(f"{folder}: cannot be opened ({error}); name another run folder") from error
@@ -74,7 +77,8 @@ class Checkpoints:
         if self._manager.latest_step() == step:
             return
         trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        self._manager.save(step, args=ocp.args.Composite(**trees, facts=ocp.args.JsonSave(facts)))
+        with self._failing():
+            self._manager.save(step, args=ocp.args.Composite(**trees, facts=ocp.args.JsonSave(facts)))
 
     def restore(self, abstract: dict[str, Any], step: int | None = None) -> Restored:
         """Read a checkpoint onto freshly built targets.
@@ -114,9 +118,34 @@ class Checkpoints:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             raise _unfit(item, "; ".join(wrong[:3]) + more)
 
+    def check(self) -> None:
+        """Do nothing unless a save in the background has failed.
+
+        Raises:
+          UserError: it has; the checkpoints before it are whole.
+        """
+        with self._failing():
+            self._manager.check_for_errors()
+
     def wait(self) -> None:
-        """Wait until everything is on disk; an error of the last save surfaces here."""
-        self._manager.wait_until_finished()
+        """Wait until everything is on disk.
+
+        Raises:
+          UserError: the last save has failed.
+        """
+        with self._failing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever the writers of all formats raise
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"{self.folder}: a checkpoint could not be written ({reason}). Those before it are whole (the newest: "
+                f"step {self.latest}); make room or mend the folder, and start the run again: it goes on from there"
+            ) from error
 
     def close(self) -> None:
         """Wait and release the folder."""

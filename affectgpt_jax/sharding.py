@@ -107,3 +107,9 @@ def state_shardings(mesh: Mesh, state: Any, params: Any) -> Any:
     return jax.tree.map(
         lambda node: shardings if is_parameters(node) else replicated(mesh), state, is_leaf=is_parameters
     )
+
+
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+    """Put this process's part of a batch [rounds, rows, ...] on its devices; the arrays are global ones."""
+    place = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, x), batch)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from affectgpt_jax.cli.checkpoint_step import add_step
 from affectgpt_jax.cli.prepare import prepare_corpus
 from affectgpt_jax.errors import UserError
 
@@ -30,9 +31,9 @@ SYNTHETIC_NEEDS = {"face": "face", "voice": "audio", "text": "text"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("run", metavar="RUN", help="run folder")
+    add_step(parser)
     parser.add_argument("--corpus", help="clips in the MER2025 layout, or prepared shards; the run's own by default")
     parser.add_argument("--split", help="split to answer; the run's evaluate.split by default")
-    parser.add_argument("--step", type=int, help="checkpoint; the newest by default")
     parser.add_argument("--wheel-dir", help="folder of the official emotion wheels")
     parser.add_argument("--plain", action="store_true", help="only with all modalities in place")
     parser.add_argument("--output", help="folder for scores.json and answers.jsonl; the run folder by default")

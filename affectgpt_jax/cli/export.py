@@ -18,15 +18,17 @@ yourname/NAME calls it otherwise.
 import argparse
 from pathlib import Path
 
+from affectgpt_jax.cli.checkpoint_step import add_step
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("run", metavar="RUN", help="run folder")
+    add_step(parser)
     parser.add_argument("out", metavar="OUT", help="folder to write")
     parser.add_argument(
         "--as", dest="kind", required=True, choices=("adapter", "merged", "transformers", "pth"), help="what to write"
     )
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint; the newest by default")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of a merged language model; the base's by default"
     )

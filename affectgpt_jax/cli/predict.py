@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from affectgpt_jax.cli.checkpoint_step import add_step
 from affectgpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("run", metavar="RUN", help="run folder")
+    add_step(parser)
     parser.add_argument("clips", metavar="CLIP", nargs="+", help="media files, folders of them, or patterns")
     parser.add_argument("--subtitle", metavar="TEXT", help="what is said in the clip; default: that of its corpus")
     parser.add_argument(
@@ -49,7 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE.jsonl", help="also write one JSON line a clip, failures included")
     parser.add_argument("--batch", type=int, metavar="N", help="clips at a time; the run's evaluate.batch by default")
     parser.add_argument("--max-new", type=int, metavar="N", help="tokens of an answer at most")
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint; the newest by default")
 
 
 def run(args: argparse.Namespace) -> int:

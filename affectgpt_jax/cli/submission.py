@@ -14,6 +14,7 @@ import csv
 import io
 from pathlib import Path
 
+from affectgpt_jax.cli.checkpoint_step import add_step
 from affectgpt_jax.cli.progress import stage_bar
 from affectgpt_jax.errors import UserError
 
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     add = parser.add_argument
     add("run", metavar="RUN", help="run folder")
+    add_step(parser)
     add("--track", required=True, choices=TRACKS, help="which challenge")
     add("--corpus", type=Path, required=True, metavar="DIR", help="folder in the layout of MER2025")
     add("--names", type=Path, metavar="CSV", help="table with a column name: the clips; default: all in DIR/video")
@@ -35,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="language model that reads labels from the answers (default: evaluate.extractor, else by rule)",
     )
-    add("--step", type=int, metavar="N", help="checkpoint; the newest by default")
     add("--batch", type=int, metavar="N", help="clips at a time; the run's evaluate.batch by default")
     add("--max-new", type=int, metavar="N", help="tokens of an answer at most")
     add("--overwrite", action="store_true", help="replace FILE.csv")

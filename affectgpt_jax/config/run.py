@@ -149,7 +149,46 @@ class TrainConfig(Section):
     dropout: bool = Field(default=True, description="adapter and Q-Former dropout")
     checkpoint_every: PositiveInt = 5000
     keep: PositiveInt = Field(default=3, description="latest checkpoints kept")
+    keep_every: NonNegativeInt = Field(default=0, description="checkpoints at multiples of this are kept for good")
     log_every: PositiveInt = 10
+    bad_loss: Literal["stop", "skip", "rewind"] = Field(
+        default="stop",
+        description="at a loss or gradient that is no number: stop; skip the step's update; or go back to the newest "
+        "checkpoint's parameters and on with the data after the step",
+    )
+    bad_losses: PositiveInt = Field(default=5, description="such steps within the last hundred that end the run")
+    profile: str = Field(
+        default="", description="steps to trace for xprof, FIRST:LAST; SIGUSR1 traces the next five at any time"
+    )
+    wandb: str = Field(default="", description="Weights & Biases project that gets the metrics too")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.profile:
+            first, _, last = self.profile.partition(":")
+            if not (first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last)):
+                raise ValueError(f"profile={self.profile!r}: expected FIRST:LAST, two step numbers such as 20:24")
+        return self
+
+
+class ValidationConfig(Section):
+    """Measuring on a held-out split while training, apart from the run's own data."""
+
+    every: NonNegativeInt = Field(default=0, description="optimizer steps between two validations; 0 never validates")
+    split: str = "validation"
+    samples: PositiveInt = Field(default=512, description="samples whose loss is measured at most, the first ones")
+    answers: NonNegativeInt = Field(
+        default=0, description="samples, the first ones, that are answered and scored too, as `evaluate` says"
+    )
+    best: Literal["loss", "hit_rate", "f_score"] = Field(
+        default="loss", description="what says which checkpoint is the best, which is kept in the run folder's best/"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.best != "loss" and not self.answers:
+            raise ValueError(f"best={self.best} needs answers: set answers to the number of samples to answer")
+        return self
 
 
 class EvaluateConfig(Section):
@@ -176,6 +215,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
+    validation: ValidationConfig = ValidationConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")

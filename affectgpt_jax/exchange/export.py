@@ -27,7 +27,7 @@ from affectgpt_jax.exchange.language import (
 )
 from affectgpt_jax.exchange.parity import Opened, base_hashes, write_report
 from affectgpt_jax.exchange.sources import SETTINGS, read_export
-from affectgpt_jax.inference.runs import Trained, open_trained
+from affectgpt_jax.inference.runs import Step, Trained, open_trained
 from affectgpt_jax.model_folders import hub_name
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.sharding import make_mesh, parameter_shardings
@@ -48,7 +48,7 @@ def export(
     out: Path,
     kind: Kind,
     *,
-    step: int | None = None,
+    step: Step = None,
     dtype: str | None = None,
     overwrite: bool = False,
     parity: bool = True,

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -100,16 +100,23 @@ class Run(NamedTuple):
     step: int
 
 
+CHECKPOINTS, BEST = "checkpoints", "best"
+"""Folders of a run: its newest checkpoints, and the one that validation found best."""
+
 UNTRAINED = "untrained"
 """The checkpoint item for parameters that are neither trained nor in the base's folder nor made from the seed."""
 
 
-def open_trained(folder: str | Path, step: int | None = None, mesh: Mesh | None = None) -> Trained:
+Step = int | Literal["best"] | None
+"""Which checkpoint of a run: by its optimizer step, the one that validation found best, the newest."""
+
+
+def open_trained(folder: str | Path, step: Step = None, mesh: Mesh | None = None) -> Trained:
     """Read a run's checkpoint, but not its base model.
 
     Args:
       folder: run folder.
-      step: which checkpoint; the newest when None.
+      step: which checkpoint.
       mesh: where the parameters shall lie; this machine's devices by default.
 
     Raises:
@@ -119,13 +126,16 @@ def open_trained(folder: str | Path, step: int | None = None, mesh: Mesh | None 
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml; train first, or name another folder")
     config, tokenizer = resolve(load_config(folder / "config.yaml"))
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"{folder} has no checkpoints yet; let it train up to its first one")
+    place = folder / (BEST if step == "best" else CHECKPOINTS)
+    step = None if step == "best" else step
+    if not place.is_dir():
+        remedy = "train with validation.every" if place.name == BEST else "let it train up to its first one"
+        raise UserError(f"{folder} has no {place.name} yet; {remedy}")
     model = AffectGPT(config.model)
     shardings = parameter_shardings(mesh or make_mesh(MeshConfig()), parameter_shapes(model))
     trainable, rest = split(config.model, _abstract(model, shardings), config.train.trainable)
     untrained = nest({path: leaf for path, leaf in paths(rest).items() if not in_base(config, path)})
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(place)
     wanted = {"params": trainable}
     if stored := checkpoints.holds(UNTRAINED, step):
         wanted[UNTRAINED] = untrained
@@ -145,7 +155,7 @@ def write_run(trained: Trained, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_config(trained.config, folder / "config.yaml")
     chosen, rest = split(trained.config.model, trained.params, trained.config.train.trainable)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, keep=1)
     items = {"params": chosen, UNTRAINED: rest} if rest else {"params": chosen}
     checkpoints.save(trained.step, jax.tree.map(jax.numpy.asarray, items), {"step": trained.step})
     checkpoints.wait()
@@ -158,12 +168,12 @@ def _abstract(model: AffectGPT, shardings: Any) -> Any:
     )
 
 
-def open_run(folder: str | Path, step: int | None = None) -> Run:
+def open_run(folder: str | Path, step: Step = None) -> Run:
     """Open a run folder on this machine's devices, whatever it was trained on.
 
     Args:
       folder: run folder.
-      step: which checkpoint; the newest when None.
+      step: which checkpoint.
 
     Raises:
       UserError: no run there, or no such checkpoint.
@@ -213,9 +223,9 @@ def run_steps(folder: str | Path) -> list[int]:
     Raises:
       UserError: it has none.
     """
-    if not (Path(folder) / "checkpoints").is_dir():
+    if not (Path(folder) / CHECKPOINTS).is_dir():
         raise UserError(f"{folder} has no checkpoints; name a run folder that has trained up to its first one")
-    checkpoints = Checkpoints(Path(folder) / "checkpoints")
+    checkpoints = Checkpoints(Path(folder) / CHECKPOINTS)
     try:
         return checkpoints.steps
     finally:

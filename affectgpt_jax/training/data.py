@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from affectgpt_jax.config import RunConfig
-from affectgpt_jax.data.asker import Asker, corpus_lengths
+from affectgpt_jax.data.asker import Asker, Lengths, corpus_lengths
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.examples import BatchShape
 from affectgpt_jax.data.pipeline import MediaInLoop, RowLoader, training_batches
@@ -39,6 +39,12 @@ class RunData(NamedTuple):
     samples: np.ndarray
     ask: Asker
 
+    def names(self, step: int) -> list[str]:
+        """Names of all samples of a step, row by row."""
+        rows = (self.plan.row(step, row) for row in range(self.plan.step_rows))
+        asks = [ask.sample for row in rows for ask in row.asks]
+        return [text.name for text in self.corpus.texts(self.samples[asks])] if asks else []
+
 
 def make_asker(config: RunConfig, tokenizer: Tokenizer) -> Asker:
     """The tokenisation of a run."""
@@ -60,7 +66,14 @@ def open_training_shards(config: RunConfig, *, verify: bool = True) -> Mixture:
     return mix(corpora, [1.0, *(part.weight for part in data.mixture)])
 
 
-def make_data(config: RunConfig, tokenizer: Tokenizer, corpus: Mixture, say: Callable[[str], None]) -> RunData:
+def make_data(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    corpus: Mixture,
+    say: Callable[[str], None],
+    *,
+    most: int | None = None,
+) -> RunData:
     """The plan of a run over its corpora.
 
     Args:
@@ -68,6 +81,7 @@ def make_data(config: RunConfig, tokenizer: Tokenizer, corpus: Mixture, say: Cal
       tokenizer: the run's.
       corpus: what `open_training_shards` opened.
       say: told what is left out, and what a pass is.
+      most: only so many samples of each corpus, the first ones.
     """
     data = config.data
     started = time.perf_counter()
@@ -75,6 +89,8 @@ def make_data(config: RunConfig, tokenizer: Tokenizer, corpus: Mixture, say: Cal
     found = [corpus_lengths(part, ask, _teller(str(part.root), say)) for part in corpus.corpora]
     for rejected in (entry for lengths in found for entry in lengths.rejected):
         say(f"left out: {rejected.name} {rejected.reason}")
+    if most is not None:
+        found = [Lengths(x.tokens[:, :most], x.targets[:, :most], x.samples[:most], ()) for x in found]
     plan = Plan(
         tokens=np.concatenate([lengths.tokens for lengths in found], axis=1),
         targets=np.concatenate([lengths.targets for lengths in found], axis=1),

@@ -3,7 +3,7 @@
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -11,28 +11,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
 from affectgpt_jax.checkpoint import Checkpoints, targets
 from affectgpt_jax.config import RunConfig, save_config
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.pipeline import MediaInLoop
 from affectgpt_jax.errors import UserError
-from affectgpt_jax.inference.runs import UNTRAINED
-from affectgpt_jax.models.affectgpt import AffectGPT
+from affectgpt_jax.inference.runs import BEST, UNTRAINED
 from affectgpt_jax.prefetch import prefetch
-from affectgpt_jax.sharding import batch_sharding, make_mesh, parameter_shardings, state_shardings
+from affectgpt_jax.sharding import put_batch
 from affectgpt_jax.training.data import make_batches, make_data, open_training_shards
-from affectgpt_jax.training.flops import Work, batch_work, decoder_work, peak_flops
-from affectgpt_jax.training.optimizer import make_optimizer, make_schedule
+from affectgpt_jax.training.flops import Work, batch_work
+from affectgpt_jax.training.setup import set_up
 from affectgpt_jax.training.start import read_start
-from affectgpt_jax.training.state import TrainState, new_state
-from affectgpt_jax.training.step import Metrics, make_step
-from affectgpt_jax.training.telemetry import CompileCounter, RunLog, clock
-from affectgpt_jax.weights.initial import in_base, initial_parameters, parameter_shapes, resolve
+from affectgpt_jax.training.state import TrainState
+from affectgpt_jax.training.steps import Best, Loop, Store
+from affectgpt_jax.training.telemetry import CompileCounter, Goodput, RunLog, Tracer, clock
+from affectgpt_jax.training.validation import Validator
+from affectgpt_jax.weights.initial import in_base, resolve
 from affectgpt_jax.weights.table import nest, paths
-from affectgpt_jax.weights.trainable import Tree, join, split
+from affectgpt_jax.weights.trainable import Tree, join
 
 ENVIRONMENT = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -45,43 +43,6 @@ class Result(NamedTuple):
     loss: float
     seconds: float
     compiled: int
-
-
-class Setup(NamedTuple):
-    """A run ready to start."""
-
-    mesh: Mesh
-    model: AffectGPT
-    frozen: Tree
-    state: TrainState
-    shardings: TrainState
-    step: Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]
-
-
-def set_up(config: RunConfig, given: Mapping[str, Any] | None = None) -> Setup:
-    """Build mesh, parameters, state and the compiled step of a resolved config.
-
-    Args:
-      config: the run.
-      given: parameters by path to start from, see `initial_parameters`.
-    """
-    mesh = make_mesh(config.mesh)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.train.rows % rows:
-        raise UserError(
-            f"train.rows={config.train.rows} cannot be split over mesh.data * mesh.fsdp = {rows}; "
-            f"use {-(-config.train.rows // rows) * rows}"
-        )
-    model = AffectGPT(config.model)
-    params = initial_parameters(config, model, parameter_shardings(mesh, parameter_shapes(model)), given)
-    trainable, frozen = split(config.model, params, config.train.trainable)
-    optimizer = make_optimizer(config.train.optimizer, config.train.steps)
-    abstract = jax.eval_shape(lambda: new_state(trainable, optimizer))
-    shardings = state_shardings(mesh, abstract, trainable)
-    state = jax.jit(lambda params: new_state(params, optimizer), out_shardings=shardings)(trainable)
-    seed = config.train.seed if config.train.dropout else None
-    step = jax.jit(make_step(model, optimizer, dropout_seed=seed), donate_argnums=0, out_shardings=(shardings, None))
-    return Setup(mesh, model, frozen, state, shardings, step)
 
 
 @contextmanager
@@ -107,7 +68,7 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
 
     Args:
       config: the run.
-      folder: run folder; gets config.yaml, metrics.jsonl, tensorboard/ and checkpoints/.
+      folder: run folder; gets config.yaml, metrics.jsonl, tensorboard/, checkpoints/, and best/ if it validates.
       media: encoders in the loop, for `data.source: media`.
 
     Raises:
@@ -117,7 +78,8 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
     started = time.perf_counter()
     compiles = CompileCounter()
     corpus = open_training_shards(config)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=config.train.keep)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=config.train.keep, keep_every=config.train.keep_every)
+    bests = Checkpoints(folder / BEST, keep=1) if config.validation.every else None
     resumed = checkpoints.latest is not None
     if resumed and not checkpoints.holds("progress"):
         raise UserError(
@@ -126,26 +88,31 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
         )
     start = None if resumed or not config.train.init_from else read_start(config, tokenizer)
     setup = set_up(config, start.given if start else None)
-    with RunLog(folder, config.train.steps) as log, stop_signals() as asked_to_stop:
+    abstract, settings = targets(setup.state), config.model_dump(mode="json")
+    with (
+        RunLog(folder, config.train.steps, wandb=config.train.wandb, settings=settings) as log,
+        stop_signals() as asked_to_stop,
+    ):
         data = make_data(config, tokenizer, corpus, log.say)
         state, frozen = setup.state, setup.frozen
         # What is neither trained nor fresh nor the base's can come from nowhere but a checkpoint.
         kept = _outside(config, frozen) if start or checkpoints.holds(UNTRAINED) else {}
         origin: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         if start:
             log.say(f"starting from {start.source}" + (f"; made anew: {', '.join(start.fresh)}" if start.fresh else ""))
             origin = {"init_from": {"source": start.source, "model": start.model}}
         if resumed:
-            wanted = _items(targets(state)) | ({UNTRAINED: targets(kept)} if kept else {})
-            _, items, facts = checkpoints.restore(wanted)
-            state = TrainState(items["progress"]["step"], items["params"], items["progress"]["optimizer"])
+            wanted = _items(abstract) | ({UNTRAINED: targets(kept)} if kept else {})
+            _, items, found = checkpoints.restore(wanted)
+            state = _state(items)
             kept = items.get(UNTRAINED, {})
             setup = setup._replace(frozen=join(kept, frozen))
-            origin = {key: facts[key] for key in ("init_from",) if key in facts}
-            if facts["corpus"] != corpus.fingerprint:
+            origin = {key: found[key] for key in ("init_from",) if key in found}
+            if found["corpus"] != corpus.fingerprint:
                 told = (
                     f"{folder} was trained on other shards than {config.data.shards} (fingerprint "
-                    f"{facts['corpus'][:12]}, found {corpus.fingerprint[:12]})"
+                    f"{found['corpus'][:12]}, found {corpus.fingerprint[:12]})"
                 )
                 if not config.train.other_corpus:
                     raise UserError(
@@ -162,25 +129,42 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
             **origin,
         }
         more = {UNTRAINED: kept} if kept else {}
-        loop = _Loop(config, setup, log, compiles)
-        place = partial(_place, setup.mesh, media.encode if media else None)
-        with prefetch(make_batches(config, tokenizer, data, int(state.step), media), place) as batches:
-            state = loop.run(
-                state,
-                batches,
-                asked_to_stop,
-                lambda step, state: checkpoints.save(step, _items(state) | more, {**facts, "step": step}),
-            )
+        goodput = Goodput(found.get("goodput"))
+
+        def save(where: Checkpoints | None, step: int, state: TrainState, best: Best | None) -> None:
+            assert where is not None
+            now = {"step": step, "goodput": goodput.facts(), "best": best and best._asdict()}
+            where.save(step, _items(state) | more, facts | now)
+
+        def newest() -> TrainState | None:
+            checkpoints.wait()
+            return None if checkpoints.latest is None else _state(checkpoints.restore(_items(abstract)).items)
+
+        store = Store(partial(save, checkpoints), partial(save, bests), checkpoints.check, newest)
+        place = partial(put_batch, setup.mesh)
+        every = config.validation.every
+        validator = Validator(config, tokenizer, setup.model, place, log.say) if every else None
+        best = Best(**found["best"]) if found.get("best") else None
+        loop = Loop(config, setup, data, log, compiles, goodput, store, validator, best)
+        ready = partial(_ready, place, media.encode if media else None)
+        with (
+            prefetch(make_batches(config, tokenizer, data, int(state.step), media), ready) as batches,
+            Tracer(folder, config.train.profile) as tracer,
+        ):
+            state = loop.run(state, batches, tracer, asked_to_stop)
         last = int(state.step)
-        checkpoints.save(last, _items(state) | more, {**facts, "step": last})
-        checkpoints.wait()
+        store.save(last, state, loop.best)
+        for manager in filter(None, (checkpoints, bests)):
+            manager.wait()
         finished = last >= config.train.steps
         seconds = time.perf_counter() - started
         log.say(
             f"{'finished' if finished else 'stopped and saved'} at step {last} after {clock(seconds)}; "
-            f"{compiles.count} programs compiled, {loop.compiled_late} of them after the first step"
+            f"{compiles.count} programs compiled or found in the cache ({compiles.hits}), {loop.compiled_late} of them "
+            f"after the first step; {goodput.share:.0%} of the run's time went into its steps"
         )
-    checkpoints.close()
+    for manager in filter(None, (checkpoints, bests)):
+        manager.close()
     return Result(last, finished, loop.last_loss, seconds, compiles.count)
 
 
@@ -194,76 +178,10 @@ def _outside(config: RunConfig, frozen: Tree) -> Tree:
     return nest({path: leaf for path, leaf in paths(frozen).items() if not in_base(config, path)})
 
 
-def _place(mesh: Mesh, encode: Callable[[Batch], Batch] | None, host: Batch) -> tuple[Work, Batch]:
+def _state(items: dict[str, Any]) -> TrainState:
+    return TrainState(items["progress"]["step"], items["params"], items["progress"]["optimizer"])
+
+
+def _ready(place: Callable[[Batch], Batch], encode: Callable[[Batch], Batch] | None, host: Batch) -> tuple[Work, Batch]:
     """A batch on the devices, encoded if it holds media, and what work it is."""
-    work, sharding = batch_work(host), batch_sharding(mesh)
-    ready = encode(host) if encode else host
-    return work, jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), ready)
-
-
-class _Loop:
-    """The loop proper; metrics are fetched one step late, so that the device never waits for the host."""
-
-    def __init__(self, config: RunConfig, setup: Setup, log: RunLog, compiles: CompileCounter) -> None:
-        self._config, self._setup, self._log, self._compiles = config, setup, log, compiles
-        self._work = decoder_work(config.model.decoder, setup.state.params, setup.frozen)
-        self._peak, source = peak_flops()
-        self._rate = jax.jit(make_schedule(config.train.optimizer, config.train.steps))
-        self._rate(np.asarray(0))
-        self.last_loss = float("nan")
-        self.compiled_late = 0
-        log.say(f"peak {self._peak / 1e12:.2f} TFLOP/s ({source})")
-
-    def run(
-        self,
-        state: TrainState,
-        batches: Iterator[tuple[Work, Batch]],
-        asked_to_stop: Callable[[], bool],
-        save: Callable[[int, TrainState], None],
-    ) -> TrainState:
-        train = self._config.train
-        pending: tuple[int, Metrics] | None = None
-        works: list[Work] = []
-        waited, since = 0.0, time.perf_counter()
-        warm: int | None = None
-        for number in range(int(state.step) + 1, train.steps + 1):
-            before = time.perf_counter()
-            work, batch = next(batches)
-            works.append(work)
-            waited += time.perf_counter() - before
-            state, metrics = self._setup.step(state, self._setup.frozen, batch)
-            if pending is not None and (pending[0] % train.log_every == 0 or pending[0] == 1):
-                values = self._values(*pending)
-                now = time.perf_counter()
-                self._log.write(pending[0], values | self._speeds(works[:-1], now - since, waited))
-                works, waited, since = works[-1:], 0.0, now
-            pending = number, metrics
-            warm = self._compiles.count if warm is None else warm
-            if number % train.checkpoint_every == 0:
-                save(number, state)
-            if asked_to_stop():
-                break
-        if pending is not None:
-            values = self._values(*pending)
-            self._log.write(pending[0], values | self._speeds(works, time.perf_counter() - since, waited))
-            self.compiled_late = self._compiles.count - (self._compiles.count if warm is None else warm)
-        return state
-
-    def _values(self, step: int, metrics: Metrics) -> dict[str, float]:
-        values = {name: float(value) for name, value in metrics._asdict().items()}
-        self.last_loss = values["loss"]
-        if not np.isfinite(values["loss"]):
-            raise UserError(
-                f"the loss of step {step} is {values['loss']}; lower train.optimizer.peak, or go on from an earlier "
-                "checkpoint"
-            )
-        return {**values, "learning_rate": float(self._rate(np.asarray(step - 1))), "compiled": self._compiles.count}
-
-    def _speeds(self, works: Sequence[Work], seconds: float, waited: float) -> dict[str, float]:
-        total = Work(*(sum(column) * jax.process_count() for column in zip(*works, strict=True)))
-        return {
-            "samples_per_s": total.samples / seconds,
-            "tokens_per_s": total.tokens / seconds,
-            "mfu_lora": self._work.flops(total) / seconds / self._peak,
-            "data_wait": waited / seconds,
-        }
+    return batch_work(host), place(encode(host) if encode else host)

@@ -29,6 +29,7 @@ class Metrics(NamedTuple):
     targets: Float[Array, ""]
     """Target tokens in the step."""
     gradient_norm: Float[Array, ""]
+    """Before clipping."""
     parameter_norm: Float[Array, ""]
     update_norm: Float[Array, ""]
 
@@ -45,7 +46,11 @@ def gradients(model: AffectGPT, params: Tree, frozen: Tree, batch: Batch, seed: 
 
 
 def make_step(
-    model: AffectGPT, optimizer: optax.GradientTransformation, *, dropout_seed: int | None
+    model: AffectGPT,
+    optimizer: optax.GradientTransformation,
+    *,
+    dropout_seed: int | None,
+    guarded: bool = False,
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]:
     """Build the step.
 
@@ -53,6 +58,7 @@ def make_step(
       model: the network.
       optimizer: turns gradients into updates.
       dropout_seed: seed of the dropout masks, which are a function of it and the step; None turns dropout off.
+      guarded: a step whose loss or gradient is no number leaves parameters and optimizer as they are, and counts.
 
     Returns:
       `step(state, frozen, batch)`. Every array of `batch` has a leading axis of accumulation rounds; the gradient is
@@ -85,6 +91,11 @@ def make_step(
             parameter_norm=optax.tree.norm(params),
             update_norm=optax.tree.norm(updates),
         )
+        if guarded:
+            sound = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.gradient_norm)
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(sound, new, old), (params, opt_state), (state.params, state.optimizer)
+            )
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step

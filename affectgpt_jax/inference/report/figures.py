@@ -124,12 +124,18 @@ def training_curves(curves: Mapping[str, Curve]) -> Picture | None:
         for i, name in enumerate(names):
             axes = figure.add_subplot(2, 2, i + 1)
             _curve(axes, curves["step"], curves[name], theme, noisy=name in _NOISY)
+            if (held_out := curves.get(f"validation_{name}")) is not None:
+                known = np.isfinite(held_out)
+                style: Any = {"marker": "o", "markersize": 3, "linewidth": 1, "color": theme.series[1]}
+                axes.plot(curves["step"][known], held_out[known], label="held out", **style)
+                axes.legend(frameon=False, fontsize=8)
             axes.set_title(_PANELS[name])
             axes.set_xlabel("optimizer step")
 
     def ends(name: str) -> str:
         values = smooth(curves[name], _width(curves[name]))
-        return f"{_PANELS[name]} {curves[name][0]:.3g} at the start, {values[-1]:.3g} at the end (smoothed)"
+        start = curves[name][np.isfinite(curves[name])][:1]
+        return f"{_PANELS[name]} {start.sum():.3g} at the start, {values[-1]:.3g} at the end (smoothed)"
 
     first, last = curves["step"][[0, -1]].astype(int)
     alt = f"Training curves from step {first} to {last}: " + "; ".join(map(ends, names)) + "."

@@ -96,7 +96,10 @@ def _lines(path: Path, remedy: str, gaps: list[str]) -> list[dict[str, Any]]:
 
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, npt.NDArray[np.float64]]:
     """Metrics by name; where a run that went on repeats a step, its last word counts."""
-    by_step = {line["step"]: line for line in metrics if "step" in line}
+    by_step: dict[int, dict[str, Any]] = {}
+    for line in metrics:
+        if "step" in line:
+            by_step[line["step"]] = {**by_step.get(line["step"], {}), **line}
     steps = sorted(by_step)
     names = dict.fromkeys(name for step in steps for name in by_step[step])
     return {name: np.array([by_step[step].get(name, np.nan) for step in steps], np.float64) for name in names}

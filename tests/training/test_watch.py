@@ -1,0 +1,184 @@
+"""What a run does beside its steps: validation, the best checkpoint, bad losses, traces, Weights & Biases."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from affectgpt_jax.config import RunConfig
+from affectgpt_jax.errors import UserError
+from affectgpt_jax.inference.runs import open_run
+from affectgpt_jax.training import data as training_data
+from affectgpt_jax.training.loop import train
+from affectgpt_jax.weights.table import paths
+from tests.tiny_run import make_tiny, tiny_config
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Path) -> Path:
+    """Six steps without anything beside them."""
+    assert train(tiny_config(tiny, train__output=str(tiny / "plain")), tiny / "plain").finished
+    return tiny / "plain"
+
+
+@pytest.fixture(scope="module")
+def validated(tiny: Path) -> Path:
+    """The same six steps with validation after every second."""
+    folder = tiny / "validated"
+    config = tiny_config(
+        tiny,
+        train__output=str(folder),
+        validation={"every": 2, "answers": 2, "best": "loss"},
+        train__profile="2:3",
+    )
+    result = train(config, folder)
+    assert result.finished
+    return folder
+
+
+def test_validation_changes_nothing_of_the_run(plain: Path, validated: Path) -> None:
+    first, second = (
+        {line["step"]: line["loss"] for line in lines(folder) if "loss" in line} for folder in (plain, validated)
+    )
+    assert first == second
+    ours, theirs = (paths(open_run(folder).params) for folder in (plain, validated))
+    for path, leaf in ours.items():
+        np.testing.assert_array_equal(leaf, theirs[path], err_msg=path)
+
+
+def test_what_validation_measures(validated: Path) -> None:
+    found = [line for line in lines(validated) if "validation_loss" in line]
+    assert [line["step"] for line in found] == [2, 4, 6]
+    for line in found:
+        parts = [line["validation_loss_ovlabel"], line["validation_loss_description"]]
+        assert min(parts) <= line["validation_loss"] <= max(parts)
+        assert 0 <= line["validation_hit_rate"] <= 1
+        assert 0 <= line["validation_f_score"] <= 1
+    best = min(found, key=lambda line: line["validation_loss"])
+    run = open_run(validated, "best")
+    assert run.step == best["step"]
+    assert [path.name for path in (validated / "best").iterdir()] == [str(best["step"])]
+    facts = json.loads((validated / "checkpoints" / "6" / "facts" / "metadata").read_text())
+    assert facts["best"] == {"step": best["step"], "value": best["validation_loss"]}
+
+
+def test_a_run_without_validation_has_no_best(plain: Path) -> None:
+    with pytest.raises(UserError, match=r"has no best yet; train with validation\.every"):
+        open_run(plain, "best")
+
+
+def test_what_is_told_of_the_machine(validated: Path) -> None:
+    last = [line for line in lines(validated) if "loss" in line][-1]
+    assert 0 < last["goodput"] < 1
+    assert last["cache_hits"] >= 0
+    assert last["host_memory_gb"] > 0.1
+    assert list((validated / "profile").rglob("*.xplane.pb"))
+
+
+class Poisoned:
+    """Makes batches of which one step's features are no numbers."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.make = step, training_data.make_batches
+
+    def __call__(self, config: RunConfig, tokenizer: Any, data: Any, start: int, media: Any = None) -> Any:
+        for number, batch in enumerate(self.make(config, tokenizer, data, start, media), start + 1):
+            if number == self.step:
+                batch.features["audio"][:] = np.nan
+            yield batch
+
+
+def poisoned(tiny: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, step: int, policy: str, **more: Any) -> Any:
+    monkeypatch.setattr("affectgpt_jax.training.loop.make_batches", Poisoned(step))
+    return train(tiny_config(tiny, train__output=str(folder), train__bad_loss=policy, **more), folder)
+
+
+def test_a_bad_loss_stops_and_names_the_samples(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"step 4: loss nan, gradient norm .*; samples: \d{4}, \d{4}.*bad_loss=skip"):
+        poisoned(tiny, tmp_path / "run", monkeypatch, 4, "stop")
+    # Nothing of it was saved.
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["3"]
+
+
+def test_a_bad_step_is_skipped(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = poisoned(tiny, tmp_path / "run", monkeypatch, 4, "skip")
+    assert result.finished
+    assert np.isfinite(result.loss)
+    assert "step 4: loss nan" in capsys.readouterr().err
+    logged = lines(tmp_path / "run")
+    assert [line["step"] for line in logged if "loss" in line] == [1, 2, 3, 5, 6]
+    assert [line["step"] for line in logged if "bad_loss" in line] == [4]
+    assert all(np.isfinite(leaf).all() for leaf in paths(open_run(tmp_path / "run").params).values())
+
+
+def test_a_bad_step_is_answered_by_the_newest_checkpoint(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = poisoned(tiny, tmp_path / "run", monkeypatch, 5, "rewind")
+    assert result.finished
+    assert "parameters of step 3 again, and on with the data" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no checkpoint to go back to yet"):
+        poisoned(tiny, tmp_path / "early", monkeypatch, 2, "rewind")
+
+
+def test_too_many_bad_steps_end_the_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Poisoned, "__call__", lambda self, *args: (b for b in poison_all(self.make(*args))))
+    with pytest.raises(UserError, match=r"the 3th such step among the last 100, more than train\.bad_losses=2"):
+        poisoned(tiny, tmp_path / "run", monkeypatch, 0, "skip", train__bad_losses=2)
+
+
+def poison_all(batches: Any) -> Any:
+    for batch in batches:
+        batch.features["audio"][:] = np.nan
+        yield batch
+
+
+def test_weights_and_biases_gets_the_metrics(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[int, dict[str, float]]] = []
+    opened: list[dict[str, Any]] = []
+    ended: list[int] = []
+    run = SimpleNamespace(
+        log=lambda values, step: logged.append((step, values)), finish=lambda exit_code: ended.append(exit_code)
+    )
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **words: opened.append(words) or run))
+    folder = tmp_path / "run"
+    assert train(tiny_config(tiny, train__output=str(folder), train__steps=2, train__wandb="emotions"), folder).finished
+    assert [step for step, _ in logged] == [1, 2]
+    assert opened[0]["project"] == "emotions"
+    assert opened[0]["config"]["train"]["steps"] == 2
+    assert ended == [0]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"affectgpt-jax\[wandb\]"):
+        train(tiny_config(tiny, train__output=str(tmp_path / "other"), train__wandb="emotions"), tmp_path / "other")
+
+
+def test_a_folder_that_cannot_be_written_is_said(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be (opened|written)"):
+        train(tiny_config(tiny, train__output=str(tmp_path / "file")), tmp_path / "file")
+
+
+@pytest.mark.parametrize("steps", ["5", "0:3", "7:3", "a:b"])
+def test_steps_to_trace_are_checked(tiny: Path, steps: str) -> None:
+    with pytest.raises(UserError, match="expected FIRST:LAST"):
+        tiny_config(tiny, train__profile=steps)
+
+
+def test_a_best_by_answers_needs_answers(tiny: Path) -> None:
+    with pytest.raises(UserError, match="best=hit_rate needs answers"):
+        tiny_config(tiny, validation={"every": 2, "best": "hit_rate"})
