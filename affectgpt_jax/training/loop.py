@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from affectgpt_jax.checkpoint import Checkpoints, targets
@@ -22,6 +23,7 @@ from affectgpt_jax.data.plan import Limits, Plan
 from affectgpt_jax.data.prompts import layout_size
 from affectgpt_jax.data.shards import Corpus
 from affectgpt_jax.data.tokenizer import Tokenizer
+from affectgpt_jax.distributed import barrier, part_of_batch
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.runs import UNTRAINED, model_layout, model_streams, open_shards
 from affectgpt_jax.models.affectgpt import AffectGPT
@@ -37,6 +39,8 @@ from affectgpt_jax.weights.table import nest, paths
 from affectgpt_jax.weights.trainable import Tree, join, split
 
 ENVIRONMENT = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+AHEAD_SECONDS = 1800.0
+"""How far a process may be ahead of another when training begins; reading shards and weights takes its time."""
 
 
 class Result(NamedTuple):
@@ -126,8 +130,16 @@ def set_up(config: RunConfig, given: Mapping[str, Any] | None = None) -> Setup:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """While inside, SIGTERM and the first Ctrl-C ask the run to save and stop; yields whether that happened."""
+def stop_signals() -> Iterator[Callable[[int], bool]]:
+    """While inside, SIGTERM and the first Ctrl-C ask the run to save and stop.
+
+    Yields:
+      Whether to stop after a step; asked after each one. All processes of a job stop after the same step, whichever of
+      them got the signal.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     stopped: list[int] = []
 
     def note(number: int, _: Any) -> None:
@@ -137,7 +149,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
     old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: bool(stopped)
+        yield lambda step: bool(stopped)
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -197,6 +209,7 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
             log.say(f"going on from step {int(state.step)}")
         if jax.process_index() == 0:
             save_config(config, folder / "config.yaml")
+        barrier("run folder", AHEAD_SECONDS)
         facts = {
             "corpus": corpus.fingerprint,
             "environment": {"python": platform.python_version(), **{name: version(name) for name in ENVIRONMENT}},
@@ -204,7 +217,8 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
             **origin,
         }
         more = {UNTRAINED: kept} if kept else {}
-        batches = _batches(config, corpus, plan, samples, ask, tokenizer, int(state.step), media)
+        part = part_of_batch(batch_sharding(setup.mesh), config.train.rows)
+        batches = _batches(config, corpus, plan, samples, ask, tokenizer, int(state.step), media, part)
         loop = _Loop(config, setup, log, compiles)
         state = loop.run(
             state,
@@ -235,8 +249,10 @@ def _batches(
     tokenizer: Tokenizer,
     start: int,
     media: MediaInLoop | None,
+    part: tuple[int, int],
 ) -> Iterator[Batch]:
     data, streams = config.data, model_streams(config)
+    process, processes = part
     shapes: dict[str, Any] = (
         dict(media.shapes) if media else {name: corpus.shape(stream) for name, stream in streams.items()}
     )
@@ -252,7 +268,7 @@ def _batches(
     if not config.model.absent:
         _require_complete(config, corpus, samples)
     shape = BatchShape(
-        rows=config.train.rows // jax.process_count(),
+        rows=config.train.rows // processes,
         length=data.row_length,
         targets=data.row_targets,
         samples=data.row_samples,
@@ -270,8 +286,8 @@ def _batches(
         weighting=data.weighting,
         group=data.group,
         unattended=tokenizer.eos if config.compat == "reference" else None,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        process=process,
+        processes=processes,
         threads=data.threads,
     )
 
@@ -307,6 +323,7 @@ class _Loop:
         self._rate = jax.jit(make_schedule(config.train.optimizer, config.train.steps))
         self._rate(np.asarray(0))
         self._place = batch_sharding(setup.mesh)
+        _, self._parts = part_of_batch(self._place, config.train.rows)
         self.last_loss = float("nan")
         self.compiled_late = 0
         log.say(f"peak {self._peak / 1e12:.2f} TFLOP/s ({source})")
@@ -316,7 +333,7 @@ class _Loop:
         state: TrainState,
         batches: Iterator[Batch],
         encode: Callable[[Batch], Batch] | None,
-        asked_to_stop: Callable[[], bool],
+        asked_to_stop: Callable[[int], bool],
         save: Callable[[int, TrainState], None],
     ) -> TrainState:
         train = self._config.train
@@ -340,7 +357,7 @@ class _Loop:
             warm = self._compiles.count if warm is None else warm
             if number % train.checkpoint_every == 0:
                 save(number, state)
-            if asked_to_stop():
+            if asked_to_stop(number):
                 break
         if pending is not None:
             values = self._values(*pending)
@@ -362,7 +379,7 @@ class _Loop:
         return {**values, "learning_rate": float(self._rate(np.asarray(step - 1))), "compiled": self._compiles.count}
 
     def _speeds(self, works: Sequence[Work], seconds: float, waited: float) -> dict[str, float]:
-        total = Work(*(sum(column) * jax.process_count() for column in zip(*works, strict=True)))
+        total = Work(*(sum(column) * self._parts for column in zip(*works, strict=True)))
         return {
             "samples_per_s": total.samples / seconds,
             "tokens_per_s": total.tokens / seconds,
