@@ -80,7 +80,7 @@ def leave() -> None:
 
 
 def log_to(folder: Path) -> None:
-    """Keep what this process prints in `folder`/process-0003.log too; what has been printed so far goes there as well."""
+    """Keep what this process prints in `folder`/process-0003.log too, and what it has printed so far."""
     if _job:
         _job.tell({"log": str(folder.absolute() / f"process-{_job.place.process:04d}.log")})
 
@@ -152,8 +152,7 @@ def start_jax(expect: int | None) -> None:
     # Whoever says JAX_PLATFORMS=cpu does not expect the GPUs of the host.
     expected = place.expected if os.environ.get("JAX_PLATFORMS") != "cpu" else None
     found = [
-        Found(*values)
-        for values in _job.gather("devices", [socket.gethostname(), count, platform, expected], seconds)
+        Found(*values) for values in _job.gather("devices", [socket.gethostname(), count, platform, expected], seconds)
     ]
     check_devices(found, expect)
 
@@ -165,11 +164,11 @@ def _free_port() -> int:
 
 
 def _no_devices(place: Place, seconds: float) -> None:
-    """JAX waits for the devices of all processes; one that sees no accelerator waits on another list than the others."""
+    """JAX waits until all processes have listed their devices; one that sees no accelerator makes another list."""
     print(
         f"process {place.process} on {socket.gethostname()}: the devices of all processes did not appear within "
-        f"{seconds:g} s (--start-timeout); one of them hangs, or found no accelerator and took the CPU: look at the log "
-        "of each for what JAX says of its devices, and set JAX_PLATFORMS (cuda, tpu) so that it fails at once",
+        f"{seconds:g} s (--start-timeout); one of them hangs, or found no accelerator and took the CPU: look at what "
+        "JAX says of devices in the log of each, and set JAX_PLATFORMS (cuda, tpu) so that it fails at once",
         file=sys.stderr,
         flush=True,
     )

@@ -1,7 +1,7 @@
 """The keeper of a process: it starts the training process, hears of the others, and ends it when one of them is lost.
 
-Why a process of its own: JAX's C++ code aborts the process as soon as process 0 is gone, a collective waits for ever for
-a peer that is dead, and Python threads stand still while C++ holds the interpreter. A keeper survives all of that,
+Why a process of its own: JAX's C++ code aborts the process as soon as process 0 is gone, a collective waits for ever
+for a peer that is dead, and Python threads stand still while C++ holds the interpreter. A keeper survives all of that,
 names the one that is lost, and gives a defined exit status. It holds no device and loads nothing but Python's library.
 """
 

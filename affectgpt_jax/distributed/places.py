@@ -78,7 +78,10 @@ def this_machine(environ: Mapping[str, str]) -> Machine:
     return Machine(environ, socket.getfqdn, lambda: _count_gpus(environ), lambda key: _tpu_metadata(environ, key))
 
 
-def find_place(machine: Machine, given: Given = Given()) -> Place | None:
+NOTHING = Given()
+
+
+def find_place(machine: Machine, given: Given = NOTHING) -> Place | None:
     """This process's place; None for a process of its own.
 
     Args:
@@ -88,7 +91,10 @@ def find_place(machine: Machine, given: Given = Given()) -> Place | None:
     Raises:
       UserError: something that several processes need is said nowhere, or numbers that do not fit.
     """
-    found = next((found for detect in (_open_mpi, _slurm, _tpu, _pods) if (found := detect(machine, given))), None)
+    try:
+        found = next((found for detect in (_open_mpi, _slurm, _tpu, _pods) if (found := detect(machine, given))), None)
+    except ValueError as error:
+        raise UserError(f"the environment of the launcher makes no sense ({error}); say {FLAGS}") from error
     if found is None and not any(value is not None for value in given):
         return None
     launcher, coordinator, processes, process, local, local_count = found or _Found("flags", None, None, -1)

@@ -119,7 +119,9 @@ class Register:
 
     def _refusal(self, process: int, host: str, hello: dict[str, Any]) -> str | None:
         if hello.get("processes") != self._processes:
-            return f"process {process} on {host} expects {hello.get('processes')} processes, process 0 {self._processes}"
+            return (
+                f"process {process} on {host} expects {hello.get('processes')} processes, process 0 {self._processes}"
+            )
         if not 0 <= process < self._processes:
             return f"there is no process {process} in a job of {self._processes}"
         if process in self._hosts:
