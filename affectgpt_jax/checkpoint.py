@@ -175,3 +175,11 @@ def _without_warnings() -> Iterator[None]:
 def targets(tree: Any) -> Any:
     """Arrays as shapes with their shardings, the targets of a restore."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+# By default Orbax lets each replica write a slice of every array, and compiles a program per shape for that in the
+# middle of training. What is trained here is small: the first replica writes it.
+with _without_warnings():
+    ocp.type_handlers.register_type_handler(
+        jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
+    )

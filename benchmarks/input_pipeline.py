@@ -12,7 +12,6 @@ real ones take longer.
 
 import argparse
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -71,7 +70,7 @@ def main() -> None:
         say = lambda line: print(f"  {line}")  # noqa: E731
         data = make_data(config, tokenizer, corpus, say)
         seconds = timed(lambda: make_data(config, tokenizer, corpus, lambda line: None))
-        print(f"  planned again with the lengths kept: {seconds:.2f} s\n")
+        print(f"  planned again with the tokens kept: {seconds:.2f} s\n")
         packed = tokenised_and_packed(config, tokenizer, data, args.passes)
         data_wait(config, tokenizer, data)
         media = clip_by_clip(folder, tokenizer, data, args.clips)
@@ -222,8 +221,9 @@ def tokenised_and_packed(config: RunConfig, tokenizer: Tokenizer, data: RunData,
 
 
 def memory() -> int:
-    """Bytes of this process in memory now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    """Bytes that this process holds for itself now; files that are mapped lie in the page cache."""
+    (line,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
 
 
 def data_wait(config: RunConfig, tokenizer: Tokenizer, data: RunData, steps: int = 200) -> None:
@@ -260,11 +260,11 @@ def clip_by_clip(folder: Path, tokenizer: Tokenizer, data: RunData, count: int) 
                 rows = []
                 for index in range(start, min(start + 3, len(found))):
                     media = {stream.split("@")[0]: reader(stream, [index])[0][0] for stream in streams}
-                    example = data.ask(found[index].text, index % 2)
+                    example = data.tables[0].ask(found[index].text, index % 2)
                     rows.append([Sample(example, media)])  # type: ignore[arg-type]
                 longest = max(len(row[0].example.tokens) for row in rows)
                 shapes = {name: x.shape for name, x in rows[0][0].features.items()}
-                shape = BatchShape(len(rows), longest, longest, 1, layout_size(data.ask.layout), shapes)
+                shape = BatchShape(len(rows), longest, longest, 1, layout_size(data.tables[0].ask.layout), shapes)
                 collate_rows(rows, shape)
 
         seconds = best(work)

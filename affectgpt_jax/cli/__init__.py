@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       Exit status: 0 done, 1 done with findings the command was asked to fail on, 2 a usage or user error,
-      130 interrupted.
+      3 another process of the job is missing or ended, 130 interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv and argv[0] in COMMANDS else None

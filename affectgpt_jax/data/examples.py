@@ -309,14 +309,16 @@ def collate_rows(rows: Sequence[Sequence[Sample]], shape: BatchShape, *, unatten
         features={stream: np.zeros((b, s, *size), shape.feature_dtype) for stream, size in shape.streams.items()},
         present={stream: np.zeros((b, s), np.bool_) for stream in shape.streams},
     )
+    ramp = np.arange(t, dtype=np.int32)
     for r, row in enumerate(rows):
         start = first_target = 0
         for i, (example, features, weight) in enumerate(row):
             end, last_target = start + len(example.tokens), first_target + len(example.target_ids)
             batch.tokens[r, start:end] = example.tokens
             batch.segment_ids[r, start:end] = i + 1
-            batch.positions[r, start:end] = np.arange(end - start)
-            batch.soft_index[r, start:end] = np.where(example.soft_index, example.soft_index + i * shape.soft, 0)
+            batch.positions[r, start:end] = ramp[: end - start]
+            own = example.soft_index
+            np.add(own, i * shape.soft, out=batch.soft_index[r, start:end], where=own > 0)
             batch.target_positions[r, first_target:last_target] = example.target_positions + start
             batch.target_ids[r, first_target:last_target] = example.target_ids
             batch.loss_weight[r, first_target:last_target] = weight

@@ -5,19 +5,20 @@ so a run continues on any number of processes.
 """
 
 import signal
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
 import grain
 import numpy as np
 
-from affectgpt_jax.data.asker import Asker
 from affectgpt_jax.data.batch import Batch
-from affectgpt_jax.data.examples import BatchShape, Rejected, Sample, collate_rows
+from affectgpt_jax.data.examples import BatchShape, Sample, collate_rows
 from affectgpt_jax.data.plan import Plan, Row, uniform
-from affectgpt_jax.data.shards import Mixture
+from affectgpt_jax.data.tokens import TokenTable
 from affectgpt_jax.errors import UserError
 
 T = TypeVar("T")
@@ -65,21 +66,19 @@ class RowSource:
 
 @dataclass(frozen=True)
 class RowLoader:
-    """Reads and tokenises the samples of rows.
+    """Reads the samples of rows.
 
     Attributes:
-      corpus: where texts come from.
-      samples: corpus index of each of the plan's samples.
-      ask: the tokenisation.
+      tables: tokens of the usable samples, corpus by corpus; the plan counts through all of them.
+      samples: index of each of the plan's samples for `read`.
       streams: corpus stream of each of the model's ("face" -> "face@8").
       read: reads a stream.
       hide: how often each modality is hidden in training.
       seed: what hiding follows from.
     """
 
-    corpus: Mixture
+    tables: tuple[TokenTable, ...]
     samples: np.ndarray
-    ask: Asker
     streams: Mapping[str, str]
     read: ReadStream
     hide: Mapping[str, float]
@@ -91,13 +90,13 @@ class RowLoader:
         if not asks:
             return [[] for _ in rows]
         where = self.samples[[ask.sample for ask in asks]].tolist()
-        texts = self.corpus.texts(where)
         features = {name: self.read(stream, where) for name, stream in self.streams.items()}
         samples = []
-        for i, (ask, text) in enumerate(zip(asks, texts, strict=True)):
-            example = self.ask(text, ask.label_type, hide_text=self._hidden(ask.turn, "text", ask.sample))
-            if isinstance(example, Rejected):
-                raise UserError(f"sample {example.name} {example.reason}; it was usable when the run was planned")
+        for i, ask in enumerate(asks):
+            number = bisect_right(self._ends, ask.sample)
+            place = ask.sample - (self._ends[number - 1] if number else 0)
+            hide_text = self._hidden(ask.turn, "text", ask.sample)
+            example = self.tables[number].example(place, ask.label_type, hide_text=hide_text)
             found = {
                 name: x[i]
                 for name, (x, present) in features.items()
@@ -106,6 +105,10 @@ class RowLoader:
             samples.append(Sample(example, found, ask.weight))
         left = iter(samples)
         return [[next(left) for _ in row.asks] for row in rows]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(len(table.samples) for table in self.tables))
 
     def _hidden(self, turn: int, modality: str, sample: int) -> bool:
         rate = self.hide.get(modality, 0.0)

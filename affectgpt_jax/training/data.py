@@ -4,11 +4,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from affectgpt_jax.config import RunConfig
-from affectgpt_jax.data.asker import Asker, Lengths, corpus_lengths
+from affectgpt_jax.data.asker import Asker
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.examples import BatchShape
 from affectgpt_jax.data.pipeline import MediaInLoop, RowLoader, training_batches
@@ -16,12 +15,13 @@ from affectgpt_jax.data.plan import Limits, Part, Plan
 from affectgpt_jax.data.prompts import layout_size
 from affectgpt_jax.data.shards import Mixture, mix
 from affectgpt_jax.data.tokenizer import Tokenizer
+from affectgpt_jax.data.tokens import TokenTable, corpus_tokens
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.runs import model_layout, model_streams, open_shards
 from affectgpt_jax.training.telemetry import clock
 
 TELL_EVERY = 10.0
-"""Seconds between lines about how far measuring a corpus is."""
+"""Seconds between lines about how far a corpus is tokenised."""
 
 
 class RunData(NamedTuple):
@@ -31,13 +31,13 @@ class RunData(NamedTuple):
       corpus: all its samples.
       plan: rows of every step.
       samples: corpus index of each of the plan's samples.
-      ask: the tokenisation.
+      tables: their tokens, corpus by corpus.
     """
 
     corpus: Mixture
     plan: Plan
     samples: np.ndarray
-    ask: Asker
+    tables: tuple[TokenTable, ...]
 
     def names(self, step: int) -> list[str]:
         """Names of all samples of a step, row by row."""
@@ -81,19 +81,17 @@ def make_data(
       tokenizer: the run's.
       corpus: what `open_training_shards` opened.
       say: told what is left out, and what a pass is.
-      most: only so many samples of each corpus, the first ones.
+      most: only so many samples, the first ones, of a single corpus.
     """
     data = config.data
     started = time.perf_counter()
     ask = make_asker(config, tokenizer)
-    found = [corpus_lengths(part, ask, _teller(str(part.root), say)) for part in corpus.corpora]
-    for rejected in (entry for lengths in found for entry in lengths.rejected):
+    tables = tuple(corpus_tokens(part, ask, _teller(str(part.root), say)) for part in corpus.corpora)
+    for rejected in (entry for table in tables for entry in table.rejected):
         say(f"left out: {rejected.name} {rejected.reason}")
-    if most is not None:
-        found = [Lengths(x.tokens[:, :most], x.targets[:, :most], x.samples[:most], ()) for x in found]
     plan = Plan(
-        tokens=np.concatenate([lengths.tokens for lengths in found], axis=1),
-        targets=np.concatenate([lengths.targets for lengths in found], axis=1),
+        tokens=np.concatenate([table.lengths[:, :most] for table in tables], axis=1),
+        targets=np.concatenate([table.targets[:, :most] for table in tables], axis=1),
         limits=Limits(data.row_length, data.row_targets, data.row_samples),
         step_rows=config.train.rows * config.train.accumulate,
         seed=config.train.seed,
@@ -103,9 +101,9 @@ def make_data(
         rounds=config.train.accumulate,
         weighting=data.weighting,
         group=data.group,
-        parts=tuple(Part(len(lengths.samples), weight) for lengths, weight in zip(found, corpus.weights, strict=True)),
+        parts=tuple(Part(len(table.samples[:most]), w) for table, w in zip(tables, corpus.weights, strict=True)),
     )
-    samples = np.concatenate([lengths.samples + corpus.offset(i) for i, lengths in enumerate(found)])
+    samples = np.concatenate([table.samples + corpus.offset(i) for i, table in enumerate(tables)])
     rows = plan.epoch(0)
     filled = int(plan.tokens[rows.types, rows.samples].sum())
     say(
@@ -113,7 +111,7 @@ def make_data(
         f"{filled / len(rows) / data.row_length:.0%} filled, {plan.epoch_steps(0)} steps a pass "
         f"(planned in {clock(time.perf_counter() - started)})"
     )
-    return RunData(corpus, plan, samples, ask)
+    return RunData(corpus, plan, samples, tables)
 
 
 def _teller(root: str, say: Callable[[str], None]) -> Callable[[int, int], None]:
@@ -123,13 +121,18 @@ def _teller(root: str, say: Callable[[str], None]) -> Callable[[int, int], None]
         nonlocal told
         if time.perf_counter() - told > TELL_EVERY:
             told = time.perf_counter()
-            say(f"{root}: {done} of {total} texts measured")
+            say(f"{root}: {done} of {total} texts tokenised")
 
     return report
 
 
 def make_batches(
-    config: RunConfig, tokenizer: Tokenizer, data: RunData, start: int, media: MediaInLoop | None = None
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    data: RunData,
+    start: int,
+    part: tuple[int, int] = (0, 1),
+    media: MediaInLoop | None = None,
 ) -> Iterator[Batch]:
     """This process's part of the batches from step `start` on.
 
@@ -138,6 +141,7 @@ def make_batches(
       tokenizer: the run's.
       data: its plan.
       start: optimizer steps taken, the position in the data.
+      part: which part of each batch's rows this process makes, and how many parts there are.
       media: encoders in the loop.
 
     Raises:
@@ -150,20 +154,19 @@ def make_batches(
     if not config.model.absent:
         _require_complete(config, data)
     loader = RowLoader(
-        corpus=data.corpus,
+        tables=data.tables,
         samples=data.samples,
-        ask=data.ask,
         streams=streams,
         read=media.read if media else data.corpus.features,
         hide=config.data.hide.model_dump(),
         seed=config.train.seed,
     )
     shape = BatchShape(
-        rows=config.train.rows // jax.process_count(),
+        rows=config.train.rows // part[1],
         length=config.data.row_length,
         targets=config.data.row_targets,
         samples=config.data.row_samples,
-        soft=layout_size(data.ask.layout),
+        soft=layout_size(model_layout(config)),
         streams=shapes,
         feature_dtype=np.float32 if media else np.float16,
     )
@@ -174,8 +177,8 @@ def make_batches(
         start=start,
         steps=config.train.steps,
         unattended=tokenizer.eos if config.compat == "reference" else None,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        process=part[0],
+        processes=part[1],
         threads=config.data.threads,
         workers=config.data.workers,
     )

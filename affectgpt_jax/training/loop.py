@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 
 from affectgpt_jax.checkpoint import Checkpoints, targets
 from affectgpt_jax.config import RunConfig, save_config
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.pipeline import MediaInLoop
+from affectgpt_jax.distributed import barrier, part_of_batch
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.runs import BEST, UNTRAINED
 from affectgpt_jax.prefetch import prefetch
-from affectgpt_jax.sharding import put_batch
+from affectgpt_jax.sharding import batch_sharding, put_batch
 from affectgpt_jax.training.data import make_batches, make_data, open_training_shards
 from affectgpt_jax.training.flops import Work, batch_work
 from affectgpt_jax.training.setup import set_up
@@ -33,6 +35,8 @@ from affectgpt_jax.weights.table import nest, paths
 from affectgpt_jax.weights.trainable import Tree, join
 
 ENVIRONMENT = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+AHEAD_SECONDS = 1800.0
+"""How far a process may be ahead of another when training begins; reading shards and weights takes its time."""
 
 
 class Result(NamedTuple):
@@ -46,8 +50,16 @@ class Result(NamedTuple):
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """While inside, SIGTERM and the first Ctrl-C ask the run to save and stop; yields whether that happened."""
+def stop_signals() -> Iterator[Callable[[int], bool]]:
+    """While inside, SIGTERM and the first Ctrl-C ask the run to save and stop.
+
+    Yields:
+      Whether to stop after a step; asked after each one. All processes of a job stop after the same step, whichever of
+      them got the signal.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     stopped: list[int] = []
 
     def note(number: int, _: Any) -> None:
@@ -57,7 +69,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
     old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: bool(stopped)
+        yield lambda step: bool(stopped)
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -122,6 +134,7 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
             log.say(f"going on from step {int(state.step)}")
         if jax.process_index() == 0:
             save_config(config, folder / "config.yaml")
+        barrier("run folder", AHEAD_SECONDS)
         facts = {
             "corpus": corpus.fingerprint,
             "environment": {"python": platform.python_version(), **{name: version(name) for name in ENVIRONMENT}},
@@ -141,14 +154,14 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
             return None if checkpoints.latest is None else _state(checkpoints.restore(_items(abstract)).items)
 
         store = Store(partial(save, checkpoints), partial(save, bests), checkpoints.check, newest)
-        place = partial(put_batch, setup.mesh)
+        place, part = partial(put_batch, setup.mesh), part_of_batch(batch_sharding(setup.mesh), config.train.rows)
         every = config.validation.every
-        validator = Validator(config, tokenizer, setup.model, place, log.say) if every else None
+        validator = Validator(config, tokenizer, setup.model, place, part, log.say) if every else None
         best = Best(**found["best"]) if found.get("best") else None
-        loop = Loop(config, setup, data, log, compiles, goodput, store, validator, best)
+        loop = Loop(config, setup, data, part[1], log, compiles, goodput, store, validator, best)
         ready = partial(_ready, place, media.encode if media else None)
         with (
-            prefetch(make_batches(config, tokenizer, data, int(state.step), media), ready) as batches,
+            prefetch(make_batches(config, tokenizer, data, int(state.step), part, media), ready) as batches,
             Tracer(folder, config.train.profile) as tracer,
         ):
             state = loop.run(state, batches, tracer, asked_to_stop)

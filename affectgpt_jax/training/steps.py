@@ -60,6 +60,7 @@ class Loop:
         config: RunConfig,
         setup: Setup,
         data: RunData,
+        parts: int,
         log: RunLog,
         compiles: CompileCounter,
         goodput: Goodput,
@@ -73,6 +74,7 @@ class Loop:
           config: the run, resolved.
           setup: what takes a step.
           data: the run's plan, which names the samples of a bad step.
+          parts: how many processes a batch comes from, each with a part of its own.
           log: where metrics go.
           compiles: counts programs.
           goodput: counts time.
@@ -80,7 +82,7 @@ class Loop:
           validator: measures on held-out samples, if the run asks for it.
           best: the best validation of the run so far.
         """
-        self._config, self._setup, self._data, self._log = config, setup, data, log
+        self._config, self._setup, self._data, self._parts, self._log = config, setup, data, parts, log
         self._compiles, self._goodput, self._store, self._validator = compiles, goodput, store, validator
         self._work = decoder_work(config.model.decoder, setup.state.params, setup.frozen)
         self._peak, source = peak_flops()
@@ -105,7 +107,7 @@ class Loop:
         state: TrainState,
         batches: Iterator[tuple[Work, Batch]],
         tracer: Tracer,
-        asked_to_stop: Callable[[], bool],
+        asked_to_stop: Callable[[int], bool],
     ) -> TrainState:
         """Step until the run's end, or until asked to stop.
 
@@ -136,7 +138,7 @@ class Loop:
             pending = number, metrics
             self._store.check()
             validates = self._validator is not None and number % validation.every == 0
-            stops = asked_to_stop() or number == train.steps
+            stops = asked_to_stop(number) or number == train.steps
             if validates or stops or number % train.checkpoint_every == 0:
                 state, pending = self._settle(*pending, state), None
                 self._pause(number, state, validates=validates, saves=number % train.checkpoint_every == 0)
@@ -214,7 +216,7 @@ class Loop:
         """Rates since the last call, without pauses."""
         now = time.perf_counter()
         works: Sequence[Work] = self._works
-        total = Work(*(sum(column) * jax.process_count() for column in zip(*works, strict=True)))
+        total = Work(*(sum(column) * self._parts for column in zip(*works, strict=True)))
         seconds = max(now - self._since - self._paused, 1e-9)
         self._goodput.add(seconds - self._waited)
         found = {

@@ -35,6 +35,7 @@ class Validator:
         tokenizer: Tokenizer,
         model: AffectGPT,
         place: Callable[[Batch], Batch],
+        part: tuple[int, int],
         say: Callable[[str], None],
     ) -> None:
         """Open the split.
@@ -44,6 +45,7 @@ class Validator:
           tokenizer: the run's.
           model: its network.
           place: puts a host batch on the devices.
+          part: which part of a batch's rows this process makes, and how many parts there are.
           say: told what is left out.
 
         Raises:
@@ -58,7 +60,7 @@ class Validator:
                 "train": config.train.model_copy(update={"accumulate": 1}),
             }
         )
-        self._tokenizer, self._place = tokenizer, place
+        self._tokenizer, self._place, self._part = tokenizer, place, part
         kinds = config.data.label_types
         self._data = {
             kind: make_data(self._only(i), tokenizer, corpus, say if i == 0 else _silent, most=settings.samples)
@@ -76,7 +78,7 @@ class Validator:
         for kind, data in self._data.items():
             steps = data.plan.epoch_steps(0)
             config = self._config.model_copy(update={"train": self._config.train.model_copy(update={"steps": steps})})
-            batches = make_batches(config, self._tokenizer, data, 0)
+            batches = make_batches(config, self._tokenizer, data, 0, self._part)
             sums = [self._sums(params, frozen, self._place(batch)) for batch in batches]
             totals[kind] = np.sum([[float(part.loss), float(part.weight)] for part in sums], axis=0)
         found = {f"validation_loss_{kind}": float(loss / weight) for kind, (loss, weight) in totals.items()}

@@ -14,12 +14,12 @@ import pytest
 from affectgpt_jax.config import load_config
 from affectgpt_jax.config.networks import LoraConfig, QFormerConfig
 from affectgpt_jax.config.run import Compat, OptimizerConfig
-from affectgpt_jax.data.asker import measure
 from affectgpt_jax.data.clips import ClipFiles, read_modality
 from affectgpt_jax.data.media import read_audio
 from affectgpt_jax.data.prompts import END_OF_TEXT
 from affectgpt_jax.data.shard_schema import TextRecord, parse_stream
 from affectgpt_jax.data.tokenizer import open_tokenizer
+from affectgpt_jax.data.tokens import tokenise
 from affectgpt_jax.inference import answering
 from affectgpt_jax.inference.answering import Answer, Answerer, Query
 from affectgpt_jax.inference.engine import Answers, Prompts
@@ -161,7 +161,7 @@ def test_what_a_runs_compat_changes_in_its_batches(tiny: Path, compat: Compat) -
     assert (batch.target_ids[batch.loss_weight > 0] == tokenizer.eos).sum() == closing.sum()
 
 
-def test_samples_that_cannot_be_used_are_left_out_and_named(tiny: Path) -> None:
+def test_samples_that_cannot_be_used_are_left_out_and_named(tiny: Path, tmp_path: Path) -> None:
     """Quirk 29: nothing takes their place."""
     config, tokenizer = resolve(tiny_config(tiny))
     texts = [
@@ -170,9 +170,9 @@ def test_samples_that_cannot_be_used_are_left_out_and_named(tiny: Path) -> None:
         TextRecord("endless", "train", "Well.", labels=("calm",), description="She is calm. " * 200),
         TextRecord("unlabelled", "train", "Well.", description="She is calm."),
     ]
-    found = measure(texts, data.make_asker(config, tokenizer))
+    found = tokenise(texts, data.make_asker(config, tokenizer), tmp_path)
     assert found.samples.tolist() == [0, 3]
-    assert found.tokens.shape == found.targets.shape == (2, 2)
+    assert found.lengths.shape == found.targets.shape == (2, 2)
     assert [(rejected.name, rejected.reason.split(":")[0]) for rejected in found.rejected] == [
         ("mute", "has no description to learn"),
         ("endless", "too long"),

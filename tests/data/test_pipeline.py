@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 from collections import Counter
 from itertools import islice
@@ -13,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affectgpt_jax.data import asker
-from affectgpt_jax.data.asker import Asker, corpus_lengths
+from affectgpt_jax.data.asker import Asker
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.examples import BatchShape
 from affectgpt_jax.data.pipeline import RowLoader, RowSource, training_batches
@@ -22,6 +22,7 @@ from affectgpt_jax.data.plan import Limits, Part, Plan
 from affectgpt_jax.data.prompts import layout_size, soft_layout
 from affectgpt_jax.data.shards import Mixture, mix, open_corpus
 from affectgpt_jax.data.tokenizer import open_tokenizer
+from affectgpt_jax.data.tokens import PLACES, TokenTable, corpus_tokens
 from affectgpt_jax.errors import UserError
 from tests.tiny_run import AUDIO_WIDTH, VISION_WIDTH, make_shards, make_tiny
 
@@ -34,13 +35,15 @@ class Parts(NamedTuple):
     """Two corpora read as one, and what makes batches of them."""
 
     corpus: Mixture
-    ask: Asker
-    lengths: asker.Lengths
+    tables: tuple[TokenTable, ...]
 
     def plan(self, **changes: object) -> Plan:
         values = {"limits": Limits(256, 96, 2), "step_rows": 16, "seed": 3, "weights": (1.0, 1.0), "window": 16}
         parts = tuple(Part(len(one), weight) for one, weight in zip(self.corpus.corpora, self.corpus.weights))
-        return Plan(self.lengths.tokens, self.lengths.targets, **({"parts": parts} | values | changes))
+        tokens, targets = (
+            np.concatenate([getattr(table, name) for table in self.tables], axis=1) for name in ("lengths", "targets")
+        )
+        return Plan(tokens, targets, **({"parts": parts} | values | changes))
 
     def batches(
         self, plan: Plan, start: int, steps: int, process: int = 0, processes: int = 1, workers: int = 0
@@ -49,11 +52,9 @@ class Parts(NamedTuple):
         return list(self.iterate(plan, start, steps, process, processes, workers))
 
     def iterate(self, plan: Plan, start: int, steps: int, process: int = 0, processes: int = 1, workers: int = 0):
-        load = RowLoader(
-            self.corpus, self.lengths.samples, self.ask, STREAMS, self.corpus.features, {"face": 0.3, "text": 0.3}, 3
-        )
+        load = RowLoader(self.tables, np.arange(23 + 11), STREAMS, self.corpus.features, {"face": 0.3, "text": 0.3}, 3)
         shape = BatchShape(
-            plan.step_rows // plan.rounds // processes, 256, 96, 2, layout_size(self.ask.layout),
+            plan.step_rows // plan.rounds // processes, 256, 96, 2, layout_size(self.tables[0].ask.layout),
             {"face": (8, VISION_WIDTH), "audio": (8, AUDIO_WIDTH)}, np.float16,
         )  # fmt: skip
         where = {"process": process, "processes": processes, "workers": workers, "threads": 1}
@@ -66,14 +67,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     make_shards(folder / "more", {"train": 11})
     corpora = [open_corpus(folder / name, "train", tuple(STREAMS.values())) for name in ("shards", "more")]
     ask = Asker(open_tokenizer(folder / "tokenizer"), MODE, soft_layout(MODE), TYPES, "strict", 254)
-    found = [corpus_lengths(corpus, ask) for corpus in corpora]
-    lengths = asker.Lengths(
-        np.concatenate([one.tokens for one in found], axis=1),
-        np.concatenate([one.targets for one in found], axis=1),
-        np.arange(23 + 11),
-        (),
-    )
-    return Parts(mix(corpora, (1.0, 0.5)), ask, lengths)
+    return Parts(mix(corpora, (1.0, 0.5)), tuple(corpus_tokens(corpus, ask) for corpus in corpora))
 
 
 def flat(batch: Batch) -> dict[str, np.ndarray]:
@@ -194,24 +188,30 @@ def test_a_mixture_reads_as_its_corpora(parts: Parts) -> None:
     assert mix(corpus.corpora[:1], (1.0,)).fingerprint == corpus.corpora[0].fingerprint
 
 
-def test_lengths_are_measured_once(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_is_tokenised_once(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFFECTGPT_CACHE_DIR", str(tmp_path))
-    corpus = parts.corpus.corpora[0]
+    corpus, ask = parts.corpus.corpora[0], parts.tables[0].ask
     told: list[int] = []
-    first = corpus_lengths(corpus, parts.ask, lambda done, total: told.append(done))
+    table = corpus_tokens(corpus, ask, lambda done, total: told.append(done))
     assert told == list(range(1, len(corpus) + 1))
-    again = corpus_lengths(corpus, parts.ask, lambda done, total: pytest.fail("measured again"))
-    assert again.rejected == first.rejected
-    for one, other in zip(first[:3], again[:3], strict=True):
-        np.testing.assert_array_equal(one, other)
-    # Too short a limit: other lengths, with the samples that were left out.
-    short = Asker(parts.ask.tokenizer, MODE, parts.ask.layout, TYPES, "strict", 40)
-    refused = corpus_lengths(corpus, short)
-    assert len(refused.rejected) == len(corpus)
-    assert corpus_lengths(corpus, short).rejected == refused.rejected
-    # What cannot be read is made again; what cannot be kept is no error.
-    (file,) = [path for path in (tmp_path / "lengths").iterdir() if path.stat().st_size != 0][:1]
-    file.write_bytes(b"not an archive")
-    np.testing.assert_array_equal(corpus_lengths(corpus, parts.ask).tokens, first.tokens)
+    again = pickle.loads(pickle.dumps(corpus_tokens(corpus, ask, lambda done, total: pytest.fail("done again"))))
+    for sample in range(len(corpus)):
+        text = corpus.texts([sample])[0]
+        for kind in range(2):
+            for hidden in (False, True):
+                expected = ask(text, kind, hide_text=hidden)
+                for one in (table, again):
+                    for ours, theirs in zip(one.example(sample, kind, hide_text=hidden), expected, strict=True):
+                        np.testing.assert_array_equal(ours, theirs)
+            assert table.lengths[kind, sample] == len(ask(text, kind).tokens)
+            assert table.targets[kind, sample] == len(ask(text, kind).target_ids)
+    # Another limit: another table, with the samples that are left out.
+    short = Asker(ask.tokenizer, MODE, ask.layout, TYPES, "strict", 40)
+    assert len(corpus_tokens(corpus, short).rejected) == len(corpus)
+    assert len(corpus_tokens(corpus, short).samples) == 0
+    assert len(list((tmp_path / "tokens").iterdir())) == 2
+    # Half a table is no table; a folder that cannot be written is no error.
+    (table.folder / PLACES).unlink()
+    np.testing.assert_array_equal(corpus_tokens(corpus, ask).lengths, table.lengths)
     monkeypatch.setenv("AFFECTGPT_CACHE_DIR", os.devnull)
-    np.testing.assert_array_equal(corpus_lengths(corpus, parts.ask).tokens, first.tokens)
+    np.testing.assert_array_equal(corpus_tokens(corpus, ask).lengths, table.lengths)

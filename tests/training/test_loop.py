@@ -230,18 +230,28 @@ def test_modality_dropout_hides_whole_modalities(tiny: Path) -> None:
     from affectgpt_jax.data.pipeline import RowLoader
     from affectgpt_jax.data.plan import Ask, Row
     from affectgpt_jax.data.tokenizer import open_tokenizer
-    from affectgpt_jax.training.data import make_asker, open_training_shards
+    from affectgpt_jax.training.data import make_data, open_training_shards
 
     config = tiny_config(tiny)
     corpus = open_training_shards(config)
-    ask = make_asker(config, open_tokenizer(tiny / "tokenizer"))
-    samples = np.arange(len(corpus))
-    load = RowLoader(corpus, samples, ask, {"face": "face@8"}, corpus.features, {"face": 0.5, "text": 0.5}, seed=1)
+    data = make_data(config, open_tokenizer(tiny / "tokenizer"), corpus, lambda _: None)
+    ask = data.tables[0].ask
+    hide = {"face": 0.5, "text": 0.5}
+    load = RowLoader(data.tables, data.samples, {"face": "face@8"}, corpus.features, hide, seed=1)
     seen = [load([Row((Ask(2, 0, turn, 1.0),))])[0][0] for turn in range(40)]
     faces = sum("face" in sample.features for sample in seen)
-    full = ask(corpus.texts([2])[0], 0)
-    assert not isinstance(full, Rejected)
-    texts = sum(len(sample.example.tokens) == len(full.tokens) for sample in seen)
+    text = corpus.texts([2])[0]
+    examples = {}
+    for hidden in (False, True):
+        examples[hidden] = ask(text, 0, hide_text=hidden)
+        assert not isinstance(examples[hidden], Rejected)
+    assert len(examples[True].tokens) < len(examples[False].tokens)
+    texts = 0
+    for sample in seen:
+        hidden = len(sample.example.tokens) == len(examples[True].tokens)
+        texts += not hidden
+        for ours, asked in zip(sample.example, examples[hidden], strict=True):
+            np.testing.assert_array_equal(ours, asked)
     assert 8 < faces < 32
     assert 8 < texts < 32
     again = [load([Row((Ask(2, 0, turn, 1.0),))])[0][0] for turn in range(40)]

@@ -94,8 +94,8 @@ class Poisoned:
     def __init__(self, step: int) -> None:
         self.step, self.make = step, training_data.make_batches
 
-    def __call__(self, config: RunConfig, tokenizer: Any, data: Any, start: int, media: Any = None) -> Any:
-        for number, batch in enumerate(self.make(config, tokenizer, data, start, media), start + 1):
+    def __call__(self, config: RunConfig, tokenizer: Any, data: Any, start: int, *more: Any) -> Any:
+        for number, batch in enumerate(self.make(config, tokenizer, data, start, *more), start + 1):
             if number == self.step:
                 batch.features["audio"][:] = np.nan
             yield batch
