@@ -10,7 +10,6 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,8 +22,12 @@ if TYPE_CHECKING:
     from jax.sharding import Sharding
 
 
+LOST = 3
+"""Exit status: another process of the job is missing, silent or ended. Starting the job again may help."""
+
+
 class JobError(UserError):
-    """Other processes of the job are late or missing. The command line exits with status 3."""
+    """Other processes of the job are late or missing; the exit status is `LOST`."""
 
 
 class _Job:
@@ -55,7 +58,7 @@ class _Job:
         with self._link.makefile("rb") as lines:
             for line in lines:
                 self._answers.put(json.loads(line))
-        os._exit(1)  # no keeper any more
+        os._exit(LOST)  # no keeper any more
 
     def _beat(self) -> None:
         while True:
@@ -172,14 +175,14 @@ def _no_devices(place: Place, seconds: float) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(1)
+    os._exit(LOST)
 
 
 class Found(NamedTuple):
     """The devices that a process has found; `expected` is what its launcher gave it."""
 
     host: str
-    count: int
+    devices: int
     platform: str
     expected: int | None
 
@@ -194,19 +197,22 @@ def check_devices(found: Sequence[Found], expect: int | None) -> None:
     Raises:
       UserError: names the processes that have others than they should.
     """
-    total = sum(process.count for process in found)
-    share = expect // len(found) if expect is not None and expect % len(found) == 0 else None
-    wrong = []
-    for number, (host, count, platform, expected) in enumerate(found):
-        expected = share if expected is None else expected
-        if expected is not None and count != expected:
-            wrong.append(f"process {number} on {host} has {count} ({platform}), expected {expected}")
-    if (expect is None or total == expect) and not wrong:
+    total = sum(process.devices for process in found)
+    wanted = sum(process.devices if process.expected is None else process.expected for process in found)
+    wanted = wanted if expect is None else expect
+    # Where nothing else is known, processes have equal shares.
+    share = None if total == wanted or wanted % len(found) else wanted // len(found)
+    expected = [share if process.expected is None else process.expected for process in found]
+    if total == wanted and all(x is None or x == process.devices for x, process in zip(expected, found, strict=True)):
         return
-    usual = Counter(process.count for process in found).most_common(1)[0][0]
-    told = "; ".join(wrong) or f"each of {len(found)} processes has {usual}"
+    told = [
+        f"process {number} on {process.host} has {process.devices} ({process.platform})"
+        + (f", expected {x}" if x is not None else "")
+        for number, (process, x) in enumerate(zip(found, expected, strict=True))
+        if x is None or x != process.devices
+    ]
     raise UserError(
-        f"devices: {total} appeared, expected {total if expect is None else expect}: {told}. Look for GPUs that are "
+        f"devices: {total} appeared, expected {wanted}: {'; '.join(told)}. Look for GPUs that are "
         "taken, hidden (CUDA_VISIBLE_DEVICES, --local-devices) or broken (nvidia-smi), for a JAX without CUDA or TPU "
         "support, or correct --expect-devices and the sizes of mesh"
     )
@@ -224,6 +230,7 @@ def part_of_batch(sharding: "Sharding", rows: int) -> tuple[int, int]:
     import jax
 
     rows_of: dict[int, set[int]] = {}
+    device: Any
     for device, (_, part) in sharding.devices_indices_map((1, rows)).items():
         rows_of.setdefault(device.process_index, set()).update(range(*part.indices(rows)))
     parts = sorted({tuple(sorted(held)) for held in rows_of.values()})

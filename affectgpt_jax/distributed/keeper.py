@@ -24,8 +24,6 @@ from affectgpt_jax.distributed.register import LINE, Limits, Register, pack
 from affectgpt_jax.errors import UserError
 
 PROGRAM = "affectgpt train"
-LOST = 3
-"""Exit status: another process of the job is missing, silent or ended. Starting the job again may help."""
 
 
 class _Verdict(NamedTuple):
@@ -33,7 +31,7 @@ class _Verdict(NamedTuple):
 
     why: str
     causes: tuple[int, ...] = ()
-    status: int = LOST
+    status: int = job.LOST
 
 
 def supervise(place: Place, limits: Limits, work: Callable[[], int]) -> int:
@@ -81,7 +79,7 @@ def _work(
             job.leave()
     except job.JobError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
-        status = LOST
+        status = job.LOST
     except UserError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         status = 2
@@ -101,7 +99,7 @@ def _end_with(keeper: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != keeper:
-        os._exit(LOST)
+        os._exit(job.LOST)
 
 
 class _Keeper:
@@ -148,7 +146,7 @@ class _Keeper:
         for task in (listening, following, *relays):
             task.cancel()
         own = status is not None and self._place.process in verdict.causes
-        if verdict.why and not (own and status in (1, 2, LOST)):
+        if verdict.why and not (own and status in (1, 2, job.LOST)):
             self._say(verdict.why)
         if self._register:
             with contextlib.suppress(TimeoutError):
@@ -188,7 +186,7 @@ class _Keeper:
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 self._write(stream, line + b"\n")
-            if is_error and (told := [line for line in lines if line.strip()]):
+            if is_error and (told := [line for line in lines if line.strip() and not line.startswith(b"    @ ")]):
                 self._said = told[-1].decode(errors="replace").strip()
         if rest:
             self._write(stream, rest + b"\n")

@@ -178,8 +178,8 @@ class Register:
         else:
             # JAX aborts whenever another process is gone, and its errors may be caused by one that is.
             gravity = 3 if status == -signal.SIGABRT else 2 if status == 1 else 1
-            how = "was aborted" if status < 0 else f"ended with exit status {status}"
-            self._fail(process, gravity, how + (f": {said}" if said else ""))
+            how = f"ended with exit status {status}" + (f": {said}" if said else "")
+            self._fail(process, gravity, "was aborted by C++ code, whose last lines say why" if status < 0 else how)
 
     def _fail(self, process: int, gravity: int, what: str) -> None:
         if not self._failures and not self._decided:

@@ -4,14 +4,16 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from affectgpt_jax.config import RunConfig, save_config
-from affectgpt_jax.distributed import Given, Machine, find_place
+from affectgpt_jax.distributed import Given, Limits, Machine, Place, find_place, part_of_batch, start_jax
 from affectgpt_jax.distributed.job import Found, check_devices
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.training import data, loop
@@ -19,6 +21,7 @@ from tests.multiprocess.launch import (
     KILL,
     TERM,
     Running,
+    do,
     free_port,
     note_rows,
     rows_of,
@@ -127,14 +130,34 @@ def test_fewer_devices_than_expected(tiny: Path, tmp_path: Path) -> None:
             assert f"affectgpt train: {expected}" in process.said()
 
 
+def never_lists_devices(place: Place, folder: Path) -> int:
+    """Process 1 hangs in its driver."""
+    import jax
+
+    if place.process == 1:
+        jax.local_device_count = lambda: time.sleep(60.0)  # type: ignore[assignment]
+    start_jax(None)
+    return 0
+
+
+def test_devices_that_never_appear(tmp_path: Path) -> None:
+    where = f"localhost:{free_port()}"
+    given = [(never_lists_devices, Place("flags", where, 2, i), Limits(start=5.0), tmp_path) for i in range(2)]
+    with running(do, given, tmp_path) as processes:
+        assert [process.wait(30.0) for process in processes] == [3, 3]
+        for number, process in enumerate(processes):
+            expected = f"process {number} on {HOST}: the devices of all processes did not appear within 5 s"
+            assert expected in process.said()
+
+
 @pytest.mark.parametrize(
     ("found", "expect", "message"),
     [
-        ([Found("a", 8, "gpu", 8), Found("b", 7, "gpu", 8)], None, "15 appeared, .*: process 1 on b has 7 .gpu., exp"),
+        ([Found("a", 8, "gpu", 8), Found("b", 7, "gpu", 8)], None, "15 appeared, expected 16: process 1 on b has 7 "),
         ([Found("a", 8, "gpu", 8), Found("b", 1, "cpu", 8)], 16, "9 appeared, expected 16: process 1 on b has 1 .cpu."),
         ([Found("a", 1, "gpu", None)] * 4, 32, "4 appeared, expected 32: process 0 on a has 1 .gpu., expected 8; pro"),
         ([Found("a", 4, "tpu", None)] * 2, 4, "8 appeared, expected 4: process 0 on a has 4 .tpu., expected 2"),
-        ([Found("a", 4, "tpu", None)] * 3, 16, "12 appeared, expected 16: each of 3 processes has 4"),
+        ([Found("a", 4, "tpu", None)] * 3, 16, "12 appeared, expected 16: process 0 on a has 4 .tpu.; pro"),
         ([Found("a", 1, "cpu", None)], 8, "1 appeared, expected 8: process 0 on a has 1"),
     ],
 )  # fmt: skip
@@ -145,10 +168,44 @@ def test_devices_that_do_not_fit(found: list[Found], expect: int | None, message
 
 def test_devices_that_fit() -> None:
     check_devices([Found("a", 8, "gpu", 8), Found("b", 8, "gpu", 8)], 16)
-    check_devices([Found("a", 8, "gpu", None), Found("b", 4, "gpu", None)], None)
+    for expect in (None, 12):
+        check_devices([Found("a", 8, "gpu", None), Found("b", 4, "gpu", None)], expect)
     place = find_place(Machine({}), Given("a:1", 2, 0, (0, 1)))
     assert place is not None
     assert place.expected == 2
+
+
+class Device(NamedTuple):
+    """A device of a process."""
+
+    number: int
+    process_index: int
+
+
+class Rows(NamedTuple):
+    """A sharding, of which only the rows of each process's devices are known."""
+
+    of: dict[int, list[slice]]
+
+    def devices_indices_map(self, shape: tuple[int, int]) -> dict[Any, tuple[slice, slice]]:
+        pairs = [(process, part) for process, parts in self.of.items() for part in parts]
+        return {Device(number, process): (slice(None), part) for number, (process, part) in enumerate(pairs)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        # A part for each process; two processes that share a model; one whose devices hold everything.
+        ({0: [slice(0, 2), slice(2, 4)], 1: [slice(4, 6), slice(6, 8)]}, [(0, 2), (1, 2)]),
+        ({0: [slice(0, 4)], 1: [slice(0, 4)], 2: [slice(4, 8)], 3: [slice(4, 8)]}, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ({0: [slice(None)] * 4, 1: [slice(None)] * 4}, [(0, 1), (0, 1)]),
+        ({1: [slice(0, 4)], 0: [slice(4, 8)]}, [(1, 2), (0, 2)]),
+    ],
+)
+def test_part_of_batch(rows: dict, parts: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for process, expected in enumerate(parts):
+        monkeypatch.setattr("jax.process_index", lambda process=process: process)
+        assert part_of_batch(Rows(rows), 8) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
