@@ -25,7 +25,7 @@ from affectgpt_jax.data.tokenizer import Tokenizer
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.runs import UNTRAINED, model_layout, model_streams, open_shards
 from affectgpt_jax.models.affectgpt import AffectGPT
-from affectgpt_jax.sharding import batch_sharding, make_mesh, parameter_shardings, state_shardings
+from affectgpt_jax.sharding import batch_sharding, parameter_shardings, replicated, run_mesh, state_shardings, under
 from affectgpt_jax.training.flops import Work, batch_work, decoder_work, peak_flops
 from affectgpt_jax.training.optimizer import make_optimizer, make_schedule
 from affectgpt_jax.training.start import read_start
@@ -106,23 +106,19 @@ def set_up(config: RunConfig, given: Mapping[str, Any] | None = None) -> Setup:
       config: the run.
       given: parameters by path to start from, see `initial_parameters`.
     """
-    mesh = make_mesh(config.mesh)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.train.rows % rows:
-        raise UserError(
-            f"train.rows={config.train.rows} cannot be split over mesh.data * mesh.fsdp = {rows}; "
-            f"use {-(-config.train.rows // rows) * rows}"
-        )
+    mesh = run_mesh(config)
     model = AffectGPT(config.model)
     params = initial_parameters(config, model, parameter_shardings(mesh, parameter_shapes(model)), given)
     trainable, frozen = split(config.model, params, config.train.trainable)
     optimizer = make_optimizer(config.train.optimizer, config.train.steps)
     abstract = jax.eval_shape(lambda: new_state(trainable, optimizer))
     shardings = state_shardings(mesh, abstract, trainable)
-    state = jax.jit(lambda params: new_state(params, optimizer), out_shardings=shardings)(trainable)
+    start = jax.jit(lambda params: new_state(params, optimizer), donate_argnums=0, out_shardings=shardings)
+    state = start(trainable)
     seed = config.train.seed if config.train.dropout else None
-    step = jax.jit(make_step(model, optimizer, dropout_seed=seed), donate_argnums=0, out_shardings=(shardings, None))
-    return Setup(mesh, model, frozen, state, shardings, step)
+    places = (shardings, replicated(mesh))
+    step = jax.jit(make_step(model, optimizer, dropout_seed=seed), donate_argnums=0, out_shardings=places)
+    return Setup(mesh, model, frozen, state, shardings, under(mesh, step))
 
 
 @contextmanager
