@@ -1,37 +1,28 @@
-"""Mesh and shardings: one rule per logical axis, specs from the weight tables.
+"""Mesh and shardings: the mesh of a run, and specs from the weight tables by the one table of rules (`nn.axes.RULES`).
 
-Mesh axes: `data` (batch only), `fsdp` (batch, and parameters split along their width), `tensor` (heads, inner widths,
-vocabulary).
+Mesh axes, from the slowest network to the fastest: `slice` (whole TPU slices or nodes; batch only), `data` (batch
+only), `fsdp` (batch, and parameters split along their width), `tensor` (heads, inner widths, vocabulary).
 """
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from affectgpt_jax.config.run import MeshConfig
+from affectgpt_jax.config.networks import ModelConfig
+from affectgpt_jax.config.run import MeshConfig, RunConfig
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.nn.axes import BATCH_AXES, MESH_AXES, constrain, spec
 from affectgpt_jax.weights.networks import MODEL
-from affectgpt_jax.weights.table import find_row, nest, paths
+from affectgpt_jax.weights.table import logical_axes
 
-AXES = ("data", "fsdp", "tensor")
-
-RULES: dict[str | None, str | None] = {
-    "layers": None,
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
-    "rank": None,
-    None: None,
-}
-"""Logical axis -> mesh axis."""
-
-BATCH = ("data", "fsdp")
-"""Mesh axes that split the rows of a batch."""
+P = ParamSpec("P")
+R = TypeVar("R")
+Axes = tuple[str | None, ...]
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -42,42 +33,167 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
       devices: all devices of the job by default.
 
     Raises:
-      UserError: sizes that do not multiply to the number of devices.
+      UserError: sizes that do not multiply to the number of devices, or that the hardware's slices do not allow.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = [config.data, config.fsdp, config.tensor]
-    known = int(np.prod([size for size in sizes if size > 0]))
+    placed = place(_sizes(config, len(devices)), devices)
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _sizes(config: MeshConfig, count: int) -> tuple[int, ...]:
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    shown = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    known = math.prod(size for size in sizes if size > 0)
     if -1 in sizes:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if int(np.prod(sizes)) != len(devices):
-        shown = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+        if count % known:
+            raise UserError(
+                f"{shown}: the sizes that are given need a multiple of {known} devices, {count} are there; "
+                f"make their product {nearest(known, divisors(count))}"
+            )
+        sizes[sizes.index(-1)] = count // known
+    elif known != count:
         raise UserError(
-            f"mesh: {shown} needs {int(np.prod(sizes))} devices, {len(devices)} are there; "
-            "set one size to -1 to take what the others leave"
+            f"{shown} needs {known} devices, {count} are there; set one size to -1 to take what the others leave"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return tuple(sizes)
+
+
+def place(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices in the shape of the mesh, hardware slices along its outermost axes.
+
+    Within a slice `jax.make_mesh` decides by the topology. Devices that know no slice (a CPU's) stay in the order of
+    the processes, so that the outermost axis goes over processes.
+
+    Args:
+      sizes: of `MESH_AXES`.
+      devices: of the job.
+
+    Raises:
+      UserError: the axis `slice` and the hardware's slices do not fit.
+    """
+    slices: dict[int, list[Any]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+    count, wanted = len(slices), sizes[0]
+    if count % wanted and wanted % count:
+        use = nearest(wanted, divisors(count))
+        raise UserError(f"mesh.slice={wanted} does not divide the {count} slices of this job; use {use}")
+    # The slices are used up by the outermost axes; what is left of an axis lies within each slice.
+    outer, inner, left = [], [], count
+    for size in sizes:
+        outer.append(math.gcd(size, left))
+        inner.append(size // outer[-1])
+        left //= outer[-1]
+    parts = np.stack([_within(inner, slices[index]) for index in sorted(slices)]).reshape(*outer, *inner)
+    axes = len(sizes)
+    return parts.transpose([i + j for i in range(axes) for j in (0, axes)]).reshape(sizes)
+
+
+def _within(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices of one slice in the shape of its part of the mesh."""
+    try:
+        mesh = jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    except NotImplementedError as error:  # a topology whose axes the sizes do not follow
+        shown = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+        raise UserError(f"mesh: a slice of this job cannot be laid out as {shown}: {error}") from error
+    return mesh.devices
+
+
+def run_mesh(config: RunConfig) -> Mesh:
+    """The mesh of a run, checked against the sizes of its model and its batch.
+
+    Args:
+      config: the run, resolved.
+
+    Raises:
+      UserError: sizes of the mesh that do not divide what lies over them, with the nearest that do.
+    """
+    mesh = make_mesh(config.mesh)
+    for axis, parts in split_sizes(config.model).items():
+        size, legal = mesh.shape[axis], divisors(math.gcd(mesh.size, *parts.values()))
+        if size not in legal:
+            against = ", ".join(f"{key}={count}" for key, count in parts.items() if count % size)
+            raise UserError(f"mesh.{axis}={size} does not divide {against}; use {nearest(size, legal)}")
+    rows, shards, processes = config.train.rows, batch_shards(mesh), jax.process_count()
+    if rows % shards:
+        more = -(-rows // shards) * shards
+        raise UserError(
+            f"train.rows={rows} cannot be split over mesh.slice * mesh.data * mesh.fsdp = {shards}; "
+            f"use {nearest(rows, range(shards, more + 1, shards))}"
+        )
+    if shards % processes:
+        raise UserError(
+            f"mesh.tensor={mesh.shape['tensor']} leaves {shards} parts of a batch for {processes} processes, each of "
+            f"which reads its own; use a mesh.tensor that divides {jax.local_device_count()}"
+        )
+    return mesh
+
+
+def split_sizes(model: ModelConfig) -> dict[str, dict[str, int]]:
+    """What each mesh axis has to divide, by config key; heads stay whole, so that their number counts."""
+    decoder, qformer = model.decoder, model.qformer
+    widths = {"model.decoder.width": decoder.width}
+    inner = {
+        "model.decoder.kv_heads": decoder.kv_heads,
+        "model.decoder.heads": decoder.heads,
+        "model.decoder.mlp_width": decoder.mlp_width,
+        "model.decoder.vocab": decoder.vocab,
+    }
+    if "qformer" in (model.video, model.audio, model.prefusion):
+        widths |= {
+            "model.qformer.width": qformer.width,
+            "model.vision_width": model.vision_width,
+            "model.audio_width": model.audio_width,
+        }
+        inner |= {"model.qformer.heads": qformer.heads, "model.qformer.mlp_width": qformer.mlp_width}
+    return {"fsdp": widths, "tensor": inner}
+
+
+def divisors(whole: int) -> list[int]:
+    """The divisors of a number, in order."""
+    return [n for n in range(1, whole + 1) if whole % n == 0]
+
+
+def nearest(size: int, legal: Sequence[int]) -> str:
+    """The legal sizes below and above one that is not, in words."""
+    below = [n for n in legal if n < size]
+    above = [n for n in legal if n > size]
+    if not above:
+        return f"{below[-1]}, the largest that does"
+    return " or ".join(str(n) for n in (*below[-1:], above[0]))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def parameter_shardings(mesh: Mesh, params: Any) -> Any:
-    """A sharding for each parameter.
+    """A sharding for each parameter, by its row of the weight tables.
 
     Raises:
       UserError: an axis that its mesh axis does not divide.
     """
 
-    def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
-        row, _ = find_row(MODEL, path)
-        logical = ("layers", *row.axes) if "{layer}" in row.name else row.axes
-        spec = [RULES[axis] for axis in logical]
-        for axis, size in zip(spec, shape, strict=True):
-            if axis and size % mesh.shape[axis]:
-                raise UserError(
-                    f"mesh.{axis}={mesh.shape[axis]} does not divide {path} {shape}; sizes that do: "
-                    f"{', '.join(str(n) for n in range(1, mesh.shape[axis]) if size % n == 0)}"
-                )
-        return NamedSharding(mesh, PartitionSpec(*spec))
+    def sharding(path: Any, axes: Axes, leaf: Any) -> NamedSharding:
+        found = NamedSharding(mesh, spec(*axes))
+        try:
+            found.shard_shape(leaf.shape)
+        except ValueError as error:
+            name = "/".join(str(key.key) for key in path)
+            raise UserError(f"mesh {dict(mesh.shape)} does not divide {name} {tuple(leaf.shape)}") from error
+        return found
 
-    return nest({path: sharding(path, tuple(leaf.shape)) for path, leaf in paths(params).items()})
+    return jax.tree.map_with_path(sharding, logical_axes(MODEL, params), params, is_leaf=_is_axes)
+
+
+def constrain_parameters(tree: Any) -> Any:
+    """Gradients, or whatever else has a leaf for each parameter, laid over the mesh as the parameters are."""
+    return jax.tree.map(lambda axes, x: constrain(x, *axes), logical_axes(MODEL, tree), tree, is_leaf=_is_axes)
+
+
+def _is_axes(node: Any) -> bool:
+    return isinstance(node, tuple)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -85,9 +201,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def whole(leaf: Any) -> np.ndarray:
+    """All of a parameter as numpy, also where other processes hold parts of it."""
+    if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and not leaf.is_fully_replicated:
+        leaf = jax.device_put(leaf, replicated(leaf.sharding.mesh))
+    return np.asarray(leaf)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """For arrays [rounds, rows, ...]: rows over the batch axes."""
-    return NamedSharding(mesh, PartitionSpec(None, BATCH))
+    return NamedSharding(mesh, spec(None, "batch"))
 
 
 def state_shardings(mesh: Mesh, state: Any, params: Any) -> Any:
@@ -113,3 +236,14 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     """Put this process's part of a batch [rounds, rows, ...] on its devices; the arrays are global ones."""
     place = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, x), batch)
+
+
+def under(mesh: Mesh, function: Callable[P, R]) -> Callable[P, R]:
+    """A compiled function whose calls see the mesh: `nn.axes.constrain` reads it while the function is traced."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.set_mesh(mesh):
+            return function(*args, **kwargs)
+
+    return call

@@ -116,15 +116,16 @@ class OptimizerConfig(Section):
 
 
 class MeshConfig(Section):
-    """Device counts along each axis; -1 takes what the others leave."""
+    """Device counts along each axis, from the slowest network to the fastest; -1 takes what the others leave."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    slice: int = Field(default=1, description="TPU slices, or nodes over a slower network: they split the rows")
+    data: int = Field(default=-1, description="splits the rows of a batch")
+    fsdp: int = Field(default=1, description="splits the rows, and parameters along their width")
+    tensor: int = Field(default=1, description="splits heads, inner widths and the vocabulary; divides kv_heads")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        sizes = {"slice": self.slice, "data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         if sum(size == -1 for size in sizes.values()) > 1 or any(size == 0 or size < -1 for size in sizes.values()):
             raise ValueError(f"{sizes}: sizes are positive, and at most one is -1")
         return self

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from affectgpt_jax.checkpoint import Checkpoints
@@ -21,7 +20,7 @@ from affectgpt_jax.data.storage import is_remote, local_copy
 from affectgpt_jax.data.tokenizer import Tokenizer
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.models.affectgpt import AffectGPT
-from affectgpt_jax.sharding import make_mesh, parameter_shardings
+from affectgpt_jax.sharding import make_mesh, parameter_shardings, whole
 from affectgpt_jax.weights.initial import fresh_parameters, in_base, parameter_shapes, read_base, resolve
 from affectgpt_jax.weights.table import nest, paths
 from affectgpt_jax.weights.towers import weights_hash
@@ -239,5 +238,5 @@ def fingerprint(trained: Trained) -> str:
     base = weights_hash(config.weights.language) if config.weights.language else ""
     heads = (json.dumps(settings, sort_keys=True), trained.tokenizer.fingerprint, base)
     learned = sorted(paths(trained.params).items())
-    numbers = (part for path, leaf in learned for part in (path.encode(), np.asarray(leaf).tobytes()))
+    numbers = (part for path, leaf in learned for part in (path.encode(), whole(leaf).tobytes()))
     return digest(*(head.encode() for head in heads), *numbers)

@@ -14,6 +14,7 @@ from affectgpt_jax.models.decoder import Cache, Decoder
 from affectgpt_jax.models.fusion import ImageFusion, StreamFusion
 from affectgpt_jax.models.prefusion import Prefusion
 from affectgpt_jax.nn import init
+from affectgpt_jax.nn.axes import constrain
 from affectgpt_jax.ops.losses import TargetLoss, target_loss
 from affectgpt_jax.ops.random import Seed, fold
 
@@ -61,10 +62,10 @@ class Fusion(nn.Module):
         wanted = needs(self.config.mode)
         streams = {}
         for name in wanted.streams:
-            x = features[name]
+            x = features[name].astype(jnp.float32)
             if self.config.absent:
-                x = jnp.where(present[name][..., None, None], x, self.absent[name].astype(x.dtype))
-            streams[name] = x.astype(jnp.float32).reshape(-1, *x.shape[2:])
+                x = jnp.where(present[name][..., None, None], x, self.absent[name])
+            streams[name] = x.reshape(-1, *x.shape[2:])
         tokens = []
         for name in wanted.soft:
             own = None if seed is None else fold(seed, SOFT_ORDER.index(name))
@@ -108,11 +109,11 @@ class AffectGPT(nn.Module):
         words = self.decoder.embed(tokens)
         if not needs(self.config.mode).soft:
             return words
-        soft = self.fusion(features, present, seed)
+        soft = constrain(self.fusion(features, present, seed), "batch", None, None, None)
         rows, samples, count, width = soft.shape
         table = soft.reshape(rows, samples * count, width).astype(words.dtype)
         placed = jnp.take_along_axis(table, jnp.maximum(soft_index - 1, 0)[..., None], axis=1)
-        return jnp.where(soft_index[..., None] > 0, placed, words)
+        return constrain(jnp.where(soft_index[..., None] > 0, placed, words), "batch", None, None)
 
     def hidden(self, batch: Batch, seed: Seed | None = None) -> Float[Array, "B T D"]:
         """Final hidden states of a batch; a seed turns dropout on."""
@@ -128,7 +129,9 @@ class AffectGPT(nn.Module):
         """Weighted cross entropy at the batch's targets; a seed turns dropout on."""
         hidden = self.hidden(batch, seed)
         at_targets = jnp.take_along_axis(hidden, batch.target_positions[..., None], axis=1)
-        return target_loss(self.decoder.logits, at_targets, batch.target_ids, batch.loss_weight, chunk=LOSS_CHUNK)
+        at_targets = constrain(at_targets, "batch", None, None)
+        head = self.decoder.gathered_head()
+        return target_loss(head, at_targets, batch.target_ids, batch.loss_weight, chunk=LOSS_CHUNK)
 
     def prefill(
         self,

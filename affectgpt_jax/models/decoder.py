@@ -3,6 +3,7 @@
 B rows, T tokens, D width, H query heads, K key heads, P prompt slots, R ring slots of generated tokens, V vocabulary.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,12 +15,24 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from affectgpt_jax.config.networks import LINEARS, DecoderConfig, Linear
+from affectgpt_jax.nn.axes import constrain
 from affectgpt_jax.nn.linear import Dense, Embedding
 from affectgpt_jax.nn.norm import RMSNorm
 from affectgpt_jax.nn.stack import init_layers, run_layers, unroll_layers
 from affectgpt_jax.ops.attention import attention, cached_attention, segment_mask
 from affectgpt_jax.ops.random import Seed, fold
 from affectgpt_jax.ops.rotary import rotary_angles, rotate
+
+OUTPUT_AXES: dict[Linear, str | None] = {
+    "q_proj": "heads",
+    "k_proj": "kv_heads",
+    "v_proj": "kv_heads",
+    "gate_proj": "mlp",
+    "up_proj": "mlp",
+    "o_proj": None,
+    "down_proj": None,
+}
+"""What lies along the output of each linear map; None is the residual stream."""
 
 
 class LayerCache(NamedTuple):
@@ -74,7 +87,8 @@ class DecoderLayer(nn.Module):
         def linear(name: Linear, x: Array, width: int, bias: bool = False) -> Array:
             lora = c.lora if name in c.lora.targets else None
             layer = Dense(width, bias=bias, lora=lora, dtype=jnp.dtype(c.dtype), name=name)
-            return layer(x, None if seed is None else fold(seed, LINEARS.index(name)))
+            y = layer(x, None if seed is None else fold(seed, LINEARS.index(name)))
+            return constrain(y, "batch", None, OUTPUT_AXES[name])
 
         def heads(x: Float[Array, "B T D"]) -> Float[Array, "B T H d"]:
             return rearrange(x, "b t (h d) -> b t h d", d=c.head_dim)
@@ -99,7 +113,8 @@ class DecoderLayer(nn.Module):
         x = RMSNorm(c.norm_eps, name="mlp_norm")(h)
         gate = checkpoint_name(linear("gate_proj", x, c.mlp_width), "gate")
         up = checkpoint_name(linear("up_proj", x, c.mlp_width), "up")
-        return h + linear("down_proj", jax.nn.silu(gate) * up, c.width), output
+        h = h + linear("down_proj", jax.nn.silu(gate) * up, c.width)
+        return constrain(h, "batch", None, None), output
 
 
 class Decoder(nn.Module):
@@ -121,11 +136,19 @@ class Decoder(nn.Module):
 
     def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Token embeddings; ids beyond the table (placeholders) take its last row, to be overwritten."""
-        return self.tokens(ids)
+        # Each device looks up its part of the width for all rows of its fsdp group: tokens travel, the table does not.
+        words = self.tokens(constrain(ids, "group_batch", None))
+        return constrain(constrain(words, "group_batch", None, "embed"), "batch", None, None)
 
     def logits(self, hidden: Float[Array, "*dims D"]) -> Float[Array, "*dims V"]:
         """Next-token logits of normalised hidden states."""
         return self.tokens.attend(hidden) if self.config.tied_head else self.head(hidden)
+
+    def gathered_head(self) -> Callable[[Float[Array, "B n D"]], Float[Array, "B n V"]]:
+        """`logits` for a loop: its weights are whole along their width, gathered once instead of in every round."""
+        own = self.tokens.embedding.T if self.config.tied_head else self.head.get_variable("params", "kernel")
+        kernel = constrain(own, None, "vocab")
+        return lambda hidden: constrain(hidden @ kernel.astype(hidden.dtype), "batch", None, "vocab")
 
     def __call__(
         self,

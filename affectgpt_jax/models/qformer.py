@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from affectgpt_jax.config.networks import QFormerConfig
 from affectgpt_jax.nn import init
+from affectgpt_jax.nn.axes import constrain
 from affectgpt_jax.nn.linear import Dense
 from affectgpt_jax.nn.norm import LayerNorm
 from affectgpt_jax.nn.stack import init_layers, run_layers
@@ -44,20 +45,23 @@ class QFormerLayer(nn.Module):
         c = self.config
         seeds = [None if seed is None else fold(seed, i) for i in range(5)]
 
+        def split(x: Array, axis: str | None) -> Array:
+            return constrain(x, "batch", None, axis)
+
         def attend(name: str, x: Array, source: Array, seeds: list[Seed | None]) -> Array:
             q, k, v = (
-                rearrange(Dense(c.width, name=f"{name}_{part}")(y), "n t (h d) -> n t h d", h=c.heads)
+                rearrange(split(Dense(c.width, name=f"{name}_{part}")(y), "heads"), "n t (h d) -> n t h d", h=c.heads)
                 for part, y in (("query", x), ("key", source), ("value", source))
             )
             y = rearrange(attention(q, k, v, seed=seeds[0], dropout_rate=c.dropout), "n t h d -> n t (h d)")
             y = dropout(seeds[1], Dense(c.width, name=f"{name}_out")(y), c.dropout)
-            return LayerNorm(c.norm_eps, name=f"{name}_norm")(x + y)
+            return LayerNorm(c.norm_eps, name=f"{name}_norm")(split(x + y, None))
 
         own = attend("self", h, h, seeds[:2])
         cross = attend("cross", own, features, seeds[2:4])
-        y = jax.nn.gelu(Dense(c.mlp_width, name="fc1")(cross), approximate=False)
+        y = jax.nn.gelu(split(Dense(c.mlp_width, name="fc1")(cross), "mlp"), approximate=False)
         y = dropout(seeds[4], Dense(c.width, name="fc2")(y), c.dropout)
-        out = LayerNorm(c.norm_eps, name="mlp_norm")(cross + y)
+        out = LayerNorm(c.norm_eps, name="mlp_norm")(split(cross + y, None))
         return out, Stages(own, cross, out)
 
 

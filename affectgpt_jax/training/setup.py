@@ -8,9 +8,8 @@ from jax.sharding import Mesh
 
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.data.batch import Batch
-from affectgpt_jax.errors import UserError
 from affectgpt_jax.models.affectgpt import AffectGPT
-from affectgpt_jax.sharding import make_mesh, parameter_shardings, state_shardings
+from affectgpt_jax.sharding import parameter_shardings, replicated, run_mesh, state_shardings, under
 from affectgpt_jax.training.optimizer import make_optimizer
 from affectgpt_jax.training.state import TrainState, new_state
 from affectgpt_jax.training.step import Metrics, make_step
@@ -36,22 +35,16 @@ def set_up(config: RunConfig, given: Mapping[str, Any] | None = None) -> Setup:
       config: the run.
       given: parameters by path to start from, see `initial_parameters`.
     """
-    mesh = make_mesh(config.mesh)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.train.rows % rows:
-        raise UserError(
-            f"train.rows={config.train.rows} cannot be split over mesh.data * mesh.fsdp = {rows}; "
-            f"use {-(-config.train.rows // rows) * rows}"
-        )
+    mesh = run_mesh(config)
     model = AffectGPT(config.model)
     params = initial_parameters(config, model, parameter_shardings(mesh, parameter_shapes(model)), given)
     trainable, frozen = split(config.model, params, config.train.trainable)
     optimizer = make_optimizer(config.train.optimizer, config.train.steps)
     abstract = jax.eval_shape(lambda: new_state(trainable, optimizer))
     shardings = state_shardings(mesh, abstract, trainable)
-    state = jax.jit(lambda params: new_state(params, optimizer), out_shardings=shardings)(trainable)
+    start = jax.jit(lambda params: new_state(params, optimizer), donate_argnums=0, out_shardings=shardings)
+    state = start(trainable)
     seed = config.train.seed if config.train.dropout else None
-    guarded = config.train.bad_loss != "stop"
-    step = make_step(model, optimizer, dropout_seed=seed, guarded=guarded)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-    return Setup(mesh, model, frozen, state, shardings, step)
+    step = make_step(model, optimizer, dropout_seed=seed, guarded=config.train.bad_loss != "stop")
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return Setup(mesh, model, frozen, state, shardings, under(mesh, compiled))

@@ -15,6 +15,7 @@ from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.ops.losses import TargetLoss
 from affectgpt_jax.ops.random import Seed, fold
+from affectgpt_jax.sharding import constrain_parameters
 from affectgpt_jax.training.state import TrainState
 from affectgpt_jax.weights.trainable import Tree, join
 
@@ -71,12 +72,13 @@ def make_step(
         def accumulate(carry: Any, xs: tuple[Array, Batch]) -> tuple[Any, None]:
             index, part = xs
             own = None if seed is None else fold(seed, index)
-            found = gradients(model, state.params, frozen, part, own)
-            return jax.tree.map(jnp.add, carry, found), None
+            found, sums = gradients(model, state.params, frozen, part, own)
+            return jax.tree.map(jnp.add, carry, (constrain_parameters(found), sums)), None
 
         rounds = batch.tokens.shape[0]
         zero = jnp.zeros((), jnp.float32)
-        start = (jax.tree.map(jnp.zeros_like, state.params), TargetLoss(zero, zero, zero, zero))
+        empty = constrain_parameters(jax.tree.map(jnp.zeros_like, state.params))
+        start = (empty, TargetLoss(zero, zero, zero, zero))
         (grads, sums), _ = jax.lax.scan(accumulate, start, (jnp.arange(rounds), batch))
         # An empty batch (the padded end of a pass) must not divide by zero.
         weight = jnp.maximum(sums.weight, 1e-9)

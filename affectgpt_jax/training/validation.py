@@ -1,12 +1,14 @@
 """Validation during training: loss and scores of answers on a held-out split, apart from the run's own data."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.config.run import DropoutRates
@@ -18,6 +20,7 @@ from affectgpt_jax.inference.evaluate import PLAIN, make_queries
 from affectgpt_jax.inference.runs import Run, open_shards
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.ops.losses import TargetLoss
+from affectgpt_jax.sharding import put_batch, replicated, under
 from affectgpt_jax.training.data import make_batches, make_data
 from affectgpt_jax.unibench.scoring import score_labels
 from affectgpt_jax.unibench.table_cache import load_table
@@ -34,7 +37,7 @@ class Validator:
         config: RunConfig,
         tokenizer: Tokenizer,
         model: AffectGPT,
-        place: Callable[[Batch], Batch],
+        mesh: Mesh,
         part: tuple[int, int],
         say: Callable[[str], None],
     ) -> None:
@@ -44,7 +47,7 @@ class Validator:
           config: the run, resolved.
           tokenizer: the run's.
           model: its network.
-          place: puts a host batch on the devices.
+          mesh: where its parameters lie.
           part: which part of a batch's rows this process makes, and how many parts there are.
           say: told what is left out.
 
@@ -60,13 +63,14 @@ class Validator:
                 "train": config.train.model_copy(update={"accumulate": 1}),
             }
         )
-        self._tokenizer, self._place, self._part = tokenizer, place, part
+        self._tokenizer, self._mesh, self._part = tokenizer, mesh, part
         kinds = config.data.label_types
         self._data = {
             kind: make_data(self._only(i), tokenizer, corpus, say if i == 0 else _silent, most=settings.samples)
             for i, kind in enumerate(kinds)
         }
-        self._sums = jax.jit(lambda params, frozen, batch: _sums(model, params, frozen, batch))
+        sums = jax.jit(partial(_sums, model), out_shardings=replicated(mesh))
+        self._sums = under(mesh, sums)
         self._answered = min(settings.answers, len(corpus))
         self._corpus = corpus.corpora[0]
         self._run = Run(Path(config.train.output), config, tokenizer, model, {}, 0)
@@ -79,7 +83,7 @@ class Validator:
             steps = data.plan.epoch_steps(0)
             config = self._config.model_copy(update={"train": self._config.train.model_copy(update={"steps": steps})})
             batches = make_batches(config, self._tokenizer, data, 0, self._part)
-            sums = [self._sums(params, frozen, self._place(batch)) for batch in batches]
+            sums = [self._sums(params, frozen, put_batch(self._mesh, batch)) for batch in batches]
             totals[kind] = np.sum([[float(part.loss), float(part.weight)] for part in sums], axis=0)
         found = {f"validation_loss_{kind}": float(loss / weight) for kind, (loss, weight) in totals.items()}
         loss, weight = np.sum(list(totals.values()), axis=0)

@@ -72,8 +72,15 @@ def initial_parameters(
     given, places = given or {}, paths(shardings)
     own = {path for path in places if not in_base(config, path)}
     fresh = fresh_parameters(config, model, shardings, own - given.keys())
-    put = {path: jax.device_put(np.asarray(leaf), places[path]) for path, leaf in given.items()}
+    put = {path: _put(leaf, places[path]) for path, leaf in given.items()}
     return nest(paths(fresh) | paths(read_base(config, model, shardings)) | put)
+
+
+def _put(leaf: Any, place: jax.sharding.NamedSharding) -> jax.Array:
+    """A parameter where it shall lie; of a host's array each device gets its part alone."""
+    if isinstance(leaf, jax.Array):
+        return jax.device_put(leaf, place)
+    return jax.make_array_from_callback(leaf.shape, place, lambda index: np.asarray(leaf[index]))
 
 
 def fresh_parameters(config: RunConfig, model: AffectGPT, shardings: Any, wanted: Collection[str]) -> dict[str, Any]:

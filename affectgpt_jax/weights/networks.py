@@ -132,13 +132,13 @@ def _qformer(path: str, prefix: str) -> list[Row]:
             row
             for ours, theirs in blocks
             for row in (
-                *_dense(rf"{path}/layers/{ours}_(query|key|value)", rf"{layer}.{theirs}.self.\2", None, None),
-                *_dense(f"{path}/layers/{ours}_out", f"{layer}.{theirs}.output.dense", None, None),
+                *_dense(rf"{path}/layers/{ours}_(query|key|value)", rf"{layer}.{theirs}.self.\2", "embed", "heads"),
+                *_dense(f"{path}/layers/{ours}_out", f"{layer}.{theirs}.output.dense", "heads", "embed"),
                 *_norm(f"{path}/layers/{ours}_norm", f"{layer}.{theirs}.output.LayerNorm"),
             )
         ),
-        *_dense(f"{path}/layers/fc1", f"{layer}.intermediate_query.dense", None, None),
-        *_dense(f"{path}/layers/fc2", f"{layer}.output_query.dense", None, None),
+        *_dense(f"{path}/layers/fc1", f"{layer}.intermediate_query.dense", "embed", "mlp"),
+        *_dense(f"{path}/layers/fc2", f"{layer}.output_query.dense", "mlp", "embed"),
         *_norm(f"{path}/layers/mlp_norm", f"{layer}.output_query.LayerNorm"),
     ]
 
