@@ -118,7 +118,7 @@ def open_trained(folder: str | Path, step: int | None = None, mesh: Mesh | None 
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml; train first, or name another folder")
-    config, tokenizer = resolve(load_config(folder / "config.yaml"))
+    config, tokenizer = resolve(_anywhere(load_config(folder / "config.yaml")))
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"{folder} has no checkpoints yet; let it train up to its first one")
     model = AffectGPT(config.model)
@@ -133,6 +133,12 @@ def open_trained(folder: str | Path, step: int | None = None, mesh: Mesh | None 
     checkpoints.close()
     others = restored.items[UNTRAINED] if stored else fresh_parameters(config, model, shardings, set(paths(untrained)))
     return Trained(config, tokenizer, join(restored.items["params"], others), restored.step, str(folder))
+
+
+def _anywhere(config: RunConfig) -> RunConfig:
+    """The config without what suits only the devices that the run was trained on."""
+    decoder = config.model.decoder.model_copy(update={"attention": "auto"})
+    return config.model_copy(update={"model": config.model.model_copy(update={"decoder": decoder})})
 
 
 def write_run(trained: Trained, folder: Path) -> None:
