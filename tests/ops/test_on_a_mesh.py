@@ -4,18 +4,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from affectgpt_jax.config.networks import LoraConfig
+from affectgpt_jax.config.networks import DecoderConfig, LoraConfig, Remat
 from affectgpt_jax.config.run import MeshConfig
+from affectgpt_jax.models import decoder
 from affectgpt_jax.nn.linear import Dense
+from affectgpt_jax.nn.stack import FEW
 from affectgpt_jax.ops.dropout import dropout
 from affectgpt_jax.ops.packed_attention import packed_attention
 from affectgpt_jax.sharding import make_mesh
+from tests.ops.test_packed_attention import calls
 
 DEVICES = 8
 
@@ -71,9 +75,28 @@ def compare_masks() -> None:
         np.testing.assert_allclose(z, y, atol=1e-5)
 
 
+def count_splash_calls() -> None:
+    """In the decoder's loop on a mesh, remat `names` keeps what the kernel needs to go backward: it is called forward
+    once, for all layers, and twice for gradients. `full` calls it forward again."""
+    decoder.packed_attention = lambda *x, kernel: packed_attention(*x, kernel=kernel, interpret=kernel == "splash")  # type: ignore[assignment]
+    sizes: dict[str, Any] = {"vocab": 16, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp_width": 64}
+    h, ids = jax.ShapeDtypeStruct((4, 256, 32), jnp.float32), jax.ShapeDtypeStruct((4, 256), jnp.int32)
+    remats: tuple[tuple[Remat, int], ...] = (("none", 3), ("names", 3), ("full", 4))
+    for remat, expected in remats:
+        model = decoder.Decoder(DecoderConfig(**sizes, layers=FEW + 1, remat=remat, attention="splash"))
+
+        def loss(params: Any, h: Any, ids: Any, model: decoder.Decoder = model) -> Any:
+            return jnp.sum(model.apply({"params": params}, h, ids, ids))  # type: ignore[arg-type]
+
+        with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+            params = jax.eval_shape(model.init, jax.random.key(0), h, ids, ids)["params"]
+            assert calls(jax.make_jaxpr(jax.grad(loss, argnums=1))(params, h, ids).jaxpr) == expected
+
+
 def compare() -> None:
     assert jax.device_count() == DEVICES
     compare_splash()
+    count_splash_calls()
     compare_masks()
     print("same")
 
