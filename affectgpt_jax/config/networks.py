@@ -14,6 +14,8 @@ from affectgpt_jax.errors import UserError
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "names", "full"]
+Attention = Literal["auto", "xla", "cudnn", "splash"]
+Base = Literal["float", "int8"]
 TokenFusion = Literal["attention", "qformer", "mean"]
 Prefusion = Literal["attention", "qformer", "none"]
 Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -154,18 +156,26 @@ class DecoderConfig(Section):
     tied_head: bool = False
     lora: LoraConfig = LoraConfig()
     dtype: Dtype = "float32"
+    base: Base = Field(
+        default="float", description="how the layers' frozen kernels are held: in `dtype`, or as int8 with scales"
+    )
+    attention: Attention = Field(
+        default="auto", description="kernel of training rows and prompts; auto: by device and row length"
+    )
     remat: Remat = "none"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         _divides(self.kv_heads, self.heads, "kv_heads", "heads")
+        if self.attention == "cudnn" and self.dtype == "float32":
+            raise ValueError("attention=cudnn computes in half precision; use dtype=bfloat16, or attention=auto")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd; rotary positions need pairs")
         return self
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], **changes: Any) -> Self:
-        """Read a `Qwen2ForCausalLM` config.json; `changes` set what it does not hold (lora, dtype, remat)."""
+        """Read a `Qwen2ForCausalLM` config.json; `changes` set what it does not hold (`RUNTIME`)."""
         _require(config.get("hidden_act", "silu"), "silu", "hidden_act", "Qwen2")
         _require(config.get("use_sliding_window", False), False, "use_sliding_window", "Qwen2")
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -210,6 +220,10 @@ class DecoderConfig(Section):
             "tie_word_embeddings": self.tied_head,
             "attention_dropout": 0.0,
         }
+
+
+RUNTIME = ("lora", "dtype", "base", "attention", "remat")
+"""Keys of `DecoderConfig` that no Hugging Face config.json holds."""
 
 
 class QFormerConfig(Section):

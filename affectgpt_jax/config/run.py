@@ -1,11 +1,12 @@
 """Settings of a run: where weights and data come from, how it trains, where it writes."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from affectgpt_jax.config.base import Section
-from affectgpt_jax.config.networks import ModelConfig
+from affectgpt_jax.config.networks import LINEARS, ModelConfig
 from affectgpt_jax.data.prompts import needs
 from affectgpt_jax.data.shard_schema import parse_stream
 
@@ -221,6 +222,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        self._check_int8()
         counts = {stream.modality: stream.count for stream in map(parse_stream, self.prepare.streams)}
         wanted = needs(self.model.mode)
         lost = [stream for stream in wanted.streams if stream not in counts and stream != "image"]
@@ -240,3 +242,15 @@ class RunConfig(Section):
                         f"model.positions.{table}={size} holds; use {stream}@{size} or fewer"
                     )
         return self
+
+    def _check_int8(self) -> None:
+        """What is held as int8 cannot be trained."""
+        if self.model.decoder.base == "float":
+            return
+        kernels = [f"decoder/layers/{linear}/kernel" for linear in LINEARS]
+        for pattern in self.train.trainable:
+            if found := next((path for path in kernels if re.search(pattern, path)), None):
+                raise ValueError(
+                    f"train.trainable has {pattern!r}, which matches {found}, but model.decoder.base=int8 cannot be "
+                    "trained; set model.decoder.base=float, or train the adapters: ['^fusion/', '/lora_[ab]$']"
+                )

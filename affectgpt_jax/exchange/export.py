@@ -74,7 +74,7 @@ def export(
     Raises:
       UserError: the run cannot be exported that way, or nothing can be written.
     """
-    trained = open_trained(run, step)
+    trained = _with_float_base(open_trained(run, step))
     portable = _portable(trained.config, public)
     with whole_folder(out, overwrite=overwrite) as folder:
         match kind:
@@ -104,6 +104,14 @@ def export(
             )
         (folder / CARD).write_text(model_card(Path(run), trained, kind, report), encoding="utf-8")
         return report
+
+
+def _with_float_base(trained: Trained) -> Trained:
+    """The run over its base as it is stored: what is held as int8 in memory stays there."""
+    config = trained.config
+    decoder = config.model.decoder.model_copy(update={"base": "float"})
+    model = config.model.model_copy(update={"decoder": decoder})
+    return trained._replace(config=config.model_copy(update={"model": model}))
 
 
 def open_whole(trained: Trained) -> Opened:

@@ -124,7 +124,7 @@ def open_trained(folder: str | Path, step: Step = None, mesh: Mesh | None = None
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml; train first, or name another folder")
-    config, tokenizer = resolve(load_config(folder / "config.yaml"))
+    config, tokenizer = resolve(_anywhere(load_config(folder / "config.yaml")))
     place = folder / (BEST if step == "best" else CHECKPOINTS)
     step = None if step == "best" else step
     if not place.is_dir():
@@ -142,6 +142,12 @@ def open_trained(folder: str | Path, step: Step = None, mesh: Mesh | None = None
     checkpoints.close()
     others = restored.items[UNTRAINED] if stored else fresh_parameters(config, model, shardings, set(paths(untrained)))
     return Trained(config, tokenizer, join(restored.items["params"], others), restored.step, str(folder))
+
+
+def _anywhere(config: RunConfig) -> RunConfig:
+    """The config without what suits only the devices that the run was trained on."""
+    decoder = config.model.decoder.model_copy(update={"attention": "auto"})
+    return config.model_copy(update={"model": config.model.model_copy(update={"decoder": decoder})})
 
 
 def write_run(trained: Trained, folder: Path) -> None:

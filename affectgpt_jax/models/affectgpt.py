@@ -159,7 +159,7 @@ class AffectGPT(nn.Module):
         """Create every parameter: `model.init(rng, method="initialise")`."""
         self.fusion.everything()
         one = jnp.zeros((1, 1), jnp.int32)
-        return self.decoder.logits(self.decoder(self.decoder.embed(one), one, one))
+        return self.decoder.logits(self.decoder.final_norm(self.decoder.embed(one)))
 
 
 def used_in_training(config: ModelConfig, path: str) -> bool:

@@ -19,7 +19,8 @@ from affectgpt_jax.nn.axes import constrain
 from affectgpt_jax.nn.linear import Dense, Embedding
 from affectgpt_jax.nn.norm import RMSNorm
 from affectgpt_jax.nn.stack import init_layers, run_layers, unroll_layers
-from affectgpt_jax.ops.attention import attention, cached_attention, segment_mask
+from affectgpt_jax.ops.attention import cached_attention
+from affectgpt_jax.ops.packed_attention import packed_attention
 from affectgpt_jax.ops.random import Seed, fold
 from affectgpt_jax.ops.rotary import rotary_angles, rotate
 
@@ -67,7 +68,8 @@ class StepMasks(NamedTuple):
 class DecoderLayer(nn.Module):
     """Pre-norm layer: grouped-query attention with rotary positions, then SwiGLU.
 
-    Returns this call's keys and values if `keep_keys`, or the updated cache if it was given one.
+    Tokens look at those of their own segment in the row, or at what a decoding step's masks show. Returns this call's
+    keys and values if `keep_keys`, or the updated cache if it was given one.
     """
 
     config: DecoderConfig
@@ -79,14 +81,14 @@ class DecoderLayer(nn.Module):
         h: Float[Array, "B T D"],
         cache: LayerCache | None,
         angles: Float[Array, "B T half"],
-        masks: Bool[Array, "B T T"] | StepMasks,
+        look: Int[Array, "B T"] | StepMasks,
         seed: Seed | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         c = self.config
 
         def linear(name: Linear, x: Array, width: int, bias: bool = False) -> Array:
             lora = c.lora if name in c.lora.targets else None
-            layer = Dense(width, bias=bias, lora=lora, dtype=jnp.dtype(c.dtype), name=name)
+            layer = Dense(width, bias, lora, jnp.dtype(c.dtype), int8=c.base == "int8", name=name)
             y = layer(x, None if seed is None else fold(seed, LINEARS.index(name)))
             return constrain(y, "batch", None, OUTPUT_AXES[name])
 
@@ -99,16 +101,17 @@ class DecoderLayer(nn.Module):
         v = heads(checkpoint_name(linear("v_proj", x, c.kv_heads * c.head_dim, bias=True), "value"))
         q, k = rotate(q, angles), rotate(k, angles)
         output: Any = (k, v) if self.keep_keys else None
-        if isinstance(masks, StepMasks):
+        if isinstance(look, StepMasks):
             assert cache is not None
-            write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=masks.pointer, axis=1)
+            write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=look.pointer, axis=1)
             ring = write(cache.ring[0], k), write(cache.ring[1], v)
             output = LayerCache(cache.prompt, ring)
-            x = cached_attention(q, cache.prompt, ring, masks.prompt, masks.ring)
+            x = cached_attention(q, cache.prompt, ring, look.prompt, look.ring)
         else:
-            x = attention(q, k, v, masks)
-        x = checkpoint_name(rearrange(x, "b t h d -> b t (h d)"), "attention_out")
-        h = h + linear("o_proj", x, c.width)
+            # The parameters' shapes are found with a row of one token, which not every kernel takes.
+            x = packed_attention(q, k, v, look, kernel="xla" if self.is_initializing() else c.attention)
+        x = rearrange(x, "b t h d -> b t (h d)")
+        h = checkpoint_name(h + linear("o_proj", x, c.width), "residual")
 
         x = RMSNorm(c.norm_eps, name="mlp_norm")(h)
         gate = checkpoint_name(linear("gate_proj", x, c.mlp_width), "gate")
@@ -127,8 +130,8 @@ class Decoder(nn.Module):
         dtype = jnp.dtype(c.dtype)
         self.tokens = Embedding(c.vocab, c.width, dtype)
         self.layer = DecoderLayer(c, parent=None)
-        angles, mask = jnp.zeros((1, 1, c.head_dim // 2)), jnp.ones((1, 1, 1), bool)
-        example = (jnp.zeros((1, 1, c.width), dtype), None, angles, mask)
+        angles, segments = jnp.zeros((1, 1, c.head_dim // 2)), jnp.ones((1, 1), jnp.int32)
+        example = (jnp.zeros((1, 1, c.width), dtype), None, angles, segments)
         self.layers = self.param("layers", init_layers(self.layer, c.layers, *example))
         self.final_norm = RMSNorm(c.norm_eps)
         if not c.tied_head:
@@ -166,10 +169,7 @@ class Decoder(nn.Module):
           seed: turns adapter dropout on.
         """
         c = self.config
-        shared = (
-            rotary_angles(positions, c.head_dim, c.rope_theta),
-            segment_mask(segment_ids, segment_ids, causal=True),
-        )
+        shared = (rotary_angles(positions, c.head_dim, c.rope_theta), segment_ids)
         h, _ = run_layers(self.layer, self.layers, h, shared, seed=seed, remat=c.remat)
         return self.final_norm(h)
 
@@ -190,10 +190,7 @@ class Decoder(nn.Module):
         rows, length, _ = h.shape
         positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
         segments = used.astype(jnp.int32)
-        shared = (
-            rotary_angles(positions, c.head_dim, c.rope_theta),
-            segment_mask(segments, segments, causal=True),
-        )
+        shared = (rotary_angles(positions, c.head_dim, c.rope_theta), segments)
         layer = DecoderLayer(c, keep_keys=True, parent=None)
         h, keys = unroll_layers(layer, self.layers, h, shared, [None] * c.layers)
         last = jnp.sum(segments, axis=1) - 1

@@ -32,6 +32,11 @@ def zeros(key: Array, shape: tuple[int, ...]) -> Array:
     return jnp.zeros(shape, jnp.float32)
 
 
+def int8_zeros(key: Array, shape: tuple[int, ...]) -> Array:
+    """All 0, int8."""
+    return jnp.zeros(shape, jnp.int8)
+
+
 def ones(key: Array, shape: tuple[int, ...]) -> Array:
     """All 1, float32."""
     return jnp.ones(shape, jnp.float32)

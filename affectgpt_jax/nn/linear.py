@@ -2,19 +2,22 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from affectgpt_jax.config.networks import LoraConfig
 from affectgpt_jax.nn import init
 from affectgpt_jax.ops.dropout import dropout
+from affectgpt_jax.ops.quantisation import int8_matmul
 from affectgpt_jax.ops.random import Seed
 
 
 class Dense(nn.Module):
     """y = x W + b, plus (alpha / rank) * drop(x) A B where an adapter is asked for.
 
-    Parameters: `kernel` [in, out], `bias` [out], `lora_a` [in, rank], `lora_b` [rank, out].
+    Parameters: `kernel` [in, out], `bias` [out], `lora_a` [in, rank], `lora_b` [rank, out]. With `int8` the kernel is
+    int8, with `kernel_scale` [out] beside it, and is not trained; both are made when a base is read.
     Adapter dropout acts iff a seed is given.
     """
 
@@ -23,13 +26,18 @@ class Dense(nn.Module):
     lora: LoraConfig | None = None
     dtype: DTypeLike = jnp.float32
     stddev: float = 0.02
+    int8: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*dims in"], seed: Seed | None = None) -> Float[Array, "*dims out"]:
         width = x.shape[-1]
         x = x.astype(self.dtype)
-        kernel = self.param("kernel", init.normal(self.stddev), (width, self.features))
-        y = x @ kernel.astype(self.dtype)
+        if self.int8:
+            kernel = self.param("kernel", init.int8_zeros, (width, self.features))
+            y = int8_matmul(x, kernel, self.param("kernel_scale", init.ones, (self.features,)))
+        else:
+            kernel = self.param("kernel", init.normal(self.stddev), (width, self.features))
+            y = x @ kernel.astype(self.dtype)
         if self.bias:
             y = y + self.param("bias", init.zeros, (self.features,)).astype(self.dtype)
         if self.lora is not None and self.lora.rank:
@@ -37,7 +45,7 @@ class Dense(nn.Module):
             a = self.param("lora_a", init.fan_in_uniform, (width, self.lora.rank)).astype(self.dtype)
             b = self.param("lora_b", init.zeros, (self.lora.rank, self.features)).astype(self.dtype)
             x = dropout(seed, x, self.lora.dropout)
-            y = y + (x @ a) @ b * jnp.asarray(self.lora.alpha / self.lora.rank, self.dtype)
+            y = y + checkpoint_name(x @ a, "low_rank") @ b * jnp.asarray(self.lora.alpha / self.lora.rank, self.dtype)
         return y
 
 

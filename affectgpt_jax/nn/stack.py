@@ -13,13 +13,18 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from affectgpt_jax.config.networks import Remat
+from affectgpt_jax.ops.packed_attention import RESULT
 from affectgpt_jax.ops.random import Seed, fold
 
 FEW = 4
 """Up to this many layers the loop is unrolled."""
 
-SAVED_NAMES = ("query", "key", "value", "attention_out", "gate", "up")
-"""Tensors that remat `names` keeps: the matrix products' results; norms, rotary and SiLU are recomputed."""
+SAVED_NAMES = ("query", "key", "value", RESULT, "residual", "gate", "up", "low_rank")
+"""Tensors that remat `names` keeps: what matrix products with parameters gave, so that none is computed twice.
+
+Norms, rotary positions, SiLU, dropout masks and int8 kernels' conversions are recomputed, and so are the attention
+weights: they alone would be T^2.
+"""
 
 
 def init_layers(layer: nn.Module, length: int, *example: Any) -> Callable[[Array], Any]:
@@ -65,16 +70,18 @@ def run_layers(
         dropout: dict[str, Any] = {} if seed is None else {"seed": fold(seed, index)}
         return layer.apply({"params": layer_params}, h, None, *shared, **dropout)
 
+    length = jax.tree.leaves(params)[0].shape[0]
+    # A few layers cost less to compile than their activations cost to stack: on a CPU a step of three layers takes 24 %
+    # less time unrolled. Then only a barrier keeps the compiler from computing early, and keeping, what shall be
+    # recomputed; in a loop there is nothing to keep it from.
+    unrolled = length <= FEW
     match remat:
         case "names":
             keep = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
-            body = jax.checkpoint(body, policy=keep, prevent_cse=False)
+            body = jax.checkpoint(body, policy=keep, prevent_cse=unrolled)
         case "full":
-            body = jax.checkpoint(body, prevent_cse=False)
-    length = jax.tree.leaves(params)[0].shape[0]
-    # A few layers cost less to compile than their activations cost to stack: on a CPU a step of three layers takes 24 %
-    # less time unrolled.
-    return jax.lax.scan(body, h, (jnp.arange(length), params), unroll=length if length <= FEW else 1)
+            body = jax.checkpoint(body, prevent_cse=unrolled)
+    return jax.lax.scan(body, h, (jnp.arange(length), params), unroll=length if unrolled else 1)
 
 
 def unroll_layers(

@@ -30,11 +30,30 @@ def segment_mask(
     return mask
 
 
+@jax.custom_vjp
+def _products(q: Float[Array, "B T K G D"], k: Float[Array, "B S K D"]) -> Float[Array, "B K G T S"]:
+    """q k^T in float32. Its gradient is rounded to the operands' type before it meets them, so that the backward
+    products are of half precision where the forward one is, as in fused kernels."""
+    return jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32)
+
+
+def _products_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _products(q, k), (q, k)
+
+
+def _products_backward(operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    q, k = operands
+    gradient = gradient.astype(q.dtype)
+    return jnp.einsum("bkgts,bskd->btkgd", gradient, k), jnp.einsum("bkgts,btkgd->bskd", gradient, q)
+
+
+_products.defvjp(_products_forward, _products_backward)
+
+
 def _scores(q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]) -> Float[Array, "B K G T S"]:
     batch, queries, heads, width = q.shape
     groups = heads // k.shape[2]
-    q = q.reshape(batch, queries, k.shape[2], groups, width) * jnp.asarray(width**-0.5, q.dtype)
-    return jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32)
+    return _products(q.reshape(batch, queries, k.shape[2], groups, width) * jnp.asarray(width**-0.5, q.dtype), k)
 
 
 def _combine(weights: Float[Array, "B K G T S"], v: Float[Array, "B S K D"]) -> Float[Array, "B T H D"]:

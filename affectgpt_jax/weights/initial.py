@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from affectgpt_jax.config.networks import DecoderConfig, ModelConfig
+from affectgpt_jax.config.networks import RUNTIME, DecoderConfig, ModelConfig
 from affectgpt_jax.config.run import RunConfig
 from affectgpt_jax.data.tokenizer import Tokenizer, open_tokenizer
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.models.affectgpt import AffectGPT
+from affectgpt_jax.ops.quantisation import quantise
 from affectgpt_jax.weights.files import open_part, part_config
-from affectgpt_jax.weights.networks import DECODER
-from affectgpt_jax.weights.table import nest, paths, read_tree
+from affectgpt_jax.weights.networks import DECODER, SCALE
+from affectgpt_jax.weights.table import Reader, Shape, nest, paths, readers
 from affectgpt_jax.weights.towers import audio_config, vision_config
+from affectgpt_jax.weights.trainable import is_trained
 
 VOCABULARY_MULTIPLE = 64
 """A fresh vocabulary is rounded up to a multiple of this, for even sharding."""
@@ -26,7 +28,7 @@ def resolve(config: RunConfig) -> tuple[RunConfig, Tokenizer]:
     """Replace sizes by those of the folders the config names, and open the tokenizer.
 
     Raises:
-      UserError: no tokenizer, or a vocabulary too small for it.
+      UserError: no tokenizer, or a vocabulary too small for it; a base to quantise, but none named.
     """
     folder = config.weights.tokenizer or config.weights.language
     if not folder:
@@ -34,9 +36,14 @@ def resolve(config: RunConfig) -> tuple[RunConfig, Tokenizer]:
     tokenizer = open_tokenizer(folder)
     model, decoder = config.model, config.model.decoder
     if config.weights.language:
-        kept = {key: getattr(decoder, key) for key in ("lora", "dtype", "remat")}
+        kept = {key: getattr(decoder, key) for key in RUNTIME}
         decoder = DecoderConfig.from_hf(part_config(config.weights.language, "language"), **kept)
     else:
+        if decoder.base == "int8":
+            raise UserError(
+                "model.decoder.base=int8 quantises a base as it is read, and none is named; set weights.language, or "
+                "model.decoder.base=float"
+            )
         vocabulary = -(-tokenizer.size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         decoder = decoder.model_copy(update={"vocab": vocabulary})
     sizes: dict[str, Any] = {"decoder": decoder}
@@ -99,10 +106,18 @@ def fresh_parameters(config: RunConfig, model: AffectGPT, shardings: Any, wanted
 
 
 def base_shapes(config: RunConfig, model: AffectGPT) -> dict[str, Any]:
-    """The parameters that stand in the base's folder, as shapes of the decoder's type; empty without a base."""
-    dtype = jnp.dtype(config.model.decoder.dtype)
+    """The parameters that stand in the base's folder, as shapes in the type they are read in; empty without a base.
+
+    That is the decoder's type, but float32 for what is trained (the masters) and for what becomes int8.
+    """
+
+    def dtype(path: str, held: Any) -> Any:
+        exact = held == jnp.int8 or is_trained(config.model, path, config.train.trainable)
+        return jnp.dtype(jnp.float32 if exact else config.model.decoder.dtype)
+
     flat = {path: x for path, x in paths(parameter_shapes(model)).items() if in_base(config, path)}
-    return nest({path: jax.ShapeDtypeStruct(x.shape, dtype) for path, x in flat.items()})
+    stored = {path: x for path, x in flat.items() if not path.endswith(SCALE)}
+    return nest({path: jax.ShapeDtypeStruct(x.shape, dtype(path, x.dtype)) for path, x in stored.items()})
 
 
 def read_base(config: RunConfig, model: AffectGPT, shardings: Any) -> dict[str, Any]:
@@ -111,8 +126,38 @@ def read_base(config: RunConfig, model: AffectGPT, shardings: Any) -> dict[str, 
     if not folder:
         return {}
     places = paths(shardings)
-    own = nest({path: places[path] for path in paths(shapes)})
-    return read_tree(DECODER, shapes, open_part(folder, "language")[1], folder, own)
+    flat: dict[str, Any] = {}
+    for path, leaf, read in readers(DECODER, shapes, open_part(folder, "language")[1], folder):
+        if (scale := f"{path}_scale") in places:
+            flat[path], flat[scale] = _read_int8(read, leaf.shape, places[path], places[scale])
+        else:
+            flat[path] = jax.make_array_from_callback(leaf.shape, places[path], read)
+    return nest(flat)
+
+
+def _read_int8(read: Reader, shape: Shape, kernel_place: Any, scale_place: Any) -> tuple[jax.Array, jax.Array]:
+    """A stacked kernel [L, in, out] as int8 with its scales [L, out]; one layer of it at a time is a float."""
+    places = (kernel_place, scale_place)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
+    def put(held: tuple[jax.Array, jax.Array], layer: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # Largest entries of a channel are found over all devices that share it.
+        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=number, axis=0)
+        kernel, scale = map(update, held, quantise(layer))
+        return kernel, scale
+
+    @functools.partial(jax.jit, out_shardings=places)
+    def empty() -> tuple[jax.Array, jax.Array]:
+        return jnp.zeros(shape, jnp.int8), jnp.zeros((shape[0], shape[2]), jnp.float32)
+
+    def part(number: int, index: Any) -> np.ndarray:
+        return read((slice(number, number + 1), *index[1:]))
+
+    held = empty()
+    for number in range(shape[0]):
+        read_layer = functools.partial(part, number)
+        held = put(held, jax.make_array_from_callback((1, *shape[1:]), kernel_place, read_layer), np.int32(number))
+    return held
 
 
 def in_base(config: RunConfig, path: str) -> bool:

@@ -164,6 +164,14 @@ TRAINED = Table(
     ignored=r".*\.position_ids|.*\.inv_freq",
 )
 
-MODEL = Table("AffectGPT", [*DECODER.rows, *TRAINED.rows])
+SCALE = "kernel_scale"
+"""Last key of what a kernel held as int8 has beside it; it is made when a base is read and stored nowhere."""
+
+_SCALES = [
+    Row(f"decoder/layers/{linear}/{SCALE}", f"{_LAYER}.{place}.{linear}.{SCALE}", (outer,))
+    for linear, place, _, outer, _ in _LINEARS
+]
+
+MODEL = Table("AffectGPT", [*DECODER.rows, *TRAINED.rows, *_SCALES])
 """Every parameter of `models.affectgpt.AffectGPT`: the base model under its Hugging Face names, the rest under the
 reference's."""

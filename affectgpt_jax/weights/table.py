@@ -15,6 +15,8 @@ import numpy as np
 from affectgpt_jax.errors import UserError
 
 Shape = tuple[int, ...]
+Reader = Callable[[Any], np.ndarray]
+"""Reads a part of an array, named by a slice an axis."""
 
 
 class Row(NamedTuple):
@@ -151,16 +153,25 @@ def read_tree(
     Raises:
       UserError: names that are missing, unused or of another shape, all of them listed.
     """
-    places = _check_names(table, shapes, source, origin)
     where = {} if shardings is None else paths(shardings)
     flat: dict[str, Any] = {}
-    for path, leaf in paths(shapes).items():
-        read = partial(read_part, places[path], source, tuple(leaf.shape), leaf.dtype)
+    for path, leaf, read in readers(table, shapes, source, origin):
         if shardings is None:
             flat[path] = read(tuple(slice(0, size) for size in leaf.shape))
         else:
             flat[path] = jax.make_array_from_callback(leaf.shape, where[path], read)
     return nest(flat)
+
+
+def readers(table: Table, shapes: Any, source: Mapping[str, Any], origin: str) -> Iterator[tuple[str, Any, Reader]]:
+    """Each leaf of a tree with its path and with what reads parts of it; see `read_tree`.
+
+    Raises:
+      UserError: as `read_tree`, before the first leaf.
+    """
+    places = _check_names(table, shapes, source, origin)
+    for path, leaf in paths(shapes).items():
+        yield path, leaf, partial(read_part, places[path], source, tuple(leaf.shape), leaf.dtype)
 
 
 def read_part(

@@ -30,11 +30,16 @@ def split(config: ModelConfig, params: Tree, trainable: Sequence[str]) -> tuple[
             f"train.trainable: no parameter matches {', '.join(map(repr, idle))}; paths look like "
             f"{', '.join(list(flat)[:3])}"
         )
-    chosen = {path for path in flat if any(re.search(p, path) for p in trainable) and used_in_training(config, path)}
+    chosen = {path for path in flat if is_trained(config, path, trainable)}
     return (
         nest({path: leaf for path, leaf in flat.items() if path in chosen}),
         nest({path: leaf for path, leaf in flat.items() if path not in chosen}),
     )
+
+
+def is_trained(config: ModelConfig, path: str, trainable: Sequence[str]) -> bool:
+    """Whether a parameter is trained; see `split`."""
+    return any(re.search(pattern, path) for pattern in trainable) and used_in_training(config, path)
 
 
 def join(trainable: Tree, frozen: Tree) -> Tree:

@@ -6,7 +6,7 @@ import pytest
 
 from affectgpt_jax.config import build_config, load_config, save_config
 from affectgpt_jax.config.loading import config_folder
-from affectgpt_jax.config.networks import DecoderConfig, HubertConfig, VisionConfig
+from affectgpt_jax.config.networks import RUNTIME, DecoderConfig, HubertConfig, LoraConfig, VisionConfig
 from affectgpt_jax.errors import UserError
 
 SHIPPED = sorted(path.stem for path in config_folder().glob("*.yaml"))
@@ -48,6 +48,11 @@ def test_base_circle(tmp_path: Path) -> None:
         (["model.qformer.heads=7"], ["model.qformer", "heads=7 does not divide width=768", "nearest that does: 6"]),
         (["model.decoder.kv_heads=5"], ["kv_heads=5 does not divide heads=28", "4"]),
         (["model.decoder.head_dim=65"], ["head_dim=65 is odd"]),
+        (["model.decoder.attention=cudnn"], ["attention=cudnn computes in half precision", "dtype=bfloat16"]),
+        (
+            ["model.decoder.base=int8", "train.trainable=[^fusion/,_proj/]"],
+            ["'_proj/'", "decoder/layers/q_proj/kernel", "base=int8 cannot be trained", "base=float"],
+        ),
         (["model.prefusion=none"], ["prefusion=none", "mode=audio_face_text"]),
         (["model.mode=multi_face"], ["mode='multi_face' is unknown", "multiface_audio_face_text"]),
         (["prepare.streams=[face@8]"], ["lacks audio", "add audio@8"]),
@@ -93,6 +98,13 @@ def test_hugging_face_configs_old_and_new() -> None:
     new = {key: value for key, value in old.items() if key != "rope_theta"}
     new["rope_parameters"] = {"rope_theta": 5e5, "rope_type": "default"}
     assert DecoderConfig.from_hf(old) == DecoderConfig.from_hf(new)
+    # Every key is either in a config.json or of the run's own.
+    config = DecoderConfig(
+        vocab=64, width=24, layers=3, heads=4, kv_heads=2, head_dim=8, mlp_width=40, rope_theta=7.0, norm_eps=0.5,
+        tied_head=True, lora=LoraConfig(rank=3), dtype="bfloat16", base="int8", attention="splash", remat="full",
+    )  # fmt: skip
+    assert all(getattr(config, key) != field.default for key, field in DecoderConfig.model_fields.items())
+    assert DecoderConfig.from_hf(config.to_hf(), **{key: getattr(config, key) for key in RUNTIME}) == config
     with pytest.raises(UserError, match="rope_type='yarn' is not supported"):
         DecoderConfig.from_hf({**new, "rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}})
     with pytest.raises(UserError, match="hidden_act"):

@@ -9,7 +9,6 @@ from affectgpt_jax.data.prompts import needs
 from affectgpt_jax.models.decoder import DecoderLayer
 from affectgpt_jax.models.qformer import QFormer
 from affectgpt_jax.nn.norm import RMSNorm
-from affectgpt_jax.ops.attention import segment_mask
 from affectgpt_jax.ops.rotary import rotary_angles
 from tests.parity import goldens
 
@@ -114,9 +113,8 @@ def test_decoder_layers(name):
     layer = DecoderLayer(c, parent=None)
     h = jnp.asarray(g.data["out/inputs_embeds"])
     angles = rotary_angles(batch.positions, c.head_dim, c.rope_theta)
-    mask = segment_mask(batch.segment_ids, batch.segment_ids, causal=True)
     rows = batch.segment_ids > 0
-    run = jax.jit(lambda own, h: layer.apply({"params": own}, h, None, angles, mask)[0])
+    run = jax.jit(lambda own, h: layer.apply({"params": own}, h, None, angles, batch.segment_ids)[0])
     for i in range(c.layers):
         h = run(jax.tree.map(lambda x: x[i], params["layers"]), h)
         np.testing.assert_allclose(h[rows], g.data[f"dbg/llm_layer{i}_output"][rows], **EMBEDS)

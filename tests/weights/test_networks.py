@@ -47,6 +47,7 @@ def model_shapes(**changes: Any) -> Any:
             mlp_width=28,
             lora=LoraConfig(rank=2),
             tied_head=changes.pop("tied_head", False),
+            base=changes.pop("base", "float"),
         ),
     }
     return shapes(AffectGPT(ModelConfig(**config | changes)), method="initialise")
@@ -69,6 +70,7 @@ NETWORKS: dict[str, tuple[Table, Any]] = {
     "hubert base": (HUBERT, audio_shapes(stable_layer_norm=False, conv_norm="group", projection_norm=False)),
     "model attention": (MODEL, model_shapes(absent=True)),
     "model qformer": (MODEL, model_shapes(prefusion="qformer", video="qformer", audio="qformer", tied_head=True)),
+    "model int8": (MODEL, model_shapes(base="int8")),
     "model mean": (MODEL, model_shapes(mode="audio_text", prefusion="none", video="mean", audio="mean")),
 }
 
@@ -99,8 +101,9 @@ def test_no_row_is_idle() -> None:
 def test_round_trip_is_bit_for_bit(name: str) -> None:
     table, tree = NETWORKS[name]
     random = np.random.default_rng(0)
+    flat = paths(tree)
     tensors = {
-        theirs: random.normal(size=entry.row.their_shape(entry.shape)).astype(np.float32)
+        theirs: random.normal(scale=9, size=entry.row.their_shape(entry.shape)).astype(flat[entry.path].dtype)
         for theirs, entry in entries(table, tree)
     }
     read = read_tree(table, tree, tensors, "here")

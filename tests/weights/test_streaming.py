@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from affectgpt_jax.config.networks import DecoderConfig, LoraConfig, ModelConfig
+from affectgpt_jax.config.networks import Base, DecoderConfig, LoraConfig, ModelConfig
 from affectgpt_jax.config.run import MeshConfig, RunConfig, WeightsConfig
 from affectgpt_jax.exchange.language import merged_items
 from affectgpt_jax.inference.runs import Trained
 from affectgpt_jax.models.affectgpt import AffectGPT
+from affectgpt_jax.ops.quantisation import quantise
 from affectgpt_jax.sharding import make_mesh, parameter_shardings
 from affectgpt_jax.weights.files import Item, SafetensorsFolder, StoredTensor, write_shards
 from affectgpt_jax.weights.initial import base_shapes, parameter_shapes, read_base
@@ -32,9 +34,9 @@ LORA = LoraConfig(rank=2, alpha=6.0, targets=("q_proj", "down_proj"))
 SIZES = {"vocab": 48, "width": 32, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp_width": 24}
 
 
-def run_config(folder: Path) -> RunConfig:
+def run_config(folder: Path, held: Base = "float") -> RunConfig:
     """A run with adapters over the base in a folder."""
-    decoder = DecoderConfig(**SIZES, dtype="bfloat16", lora=LORA)  # type: ignore[arg-type]
+    decoder = DecoderConfig(**SIZES, dtype="bfloat16", lora=LORA, base=held)  # type: ignore[arg-type]
     return RunConfig(model=ModelConfig(decoder=decoder), weights=WeightsConfig(language=str(folder)))
 
 
@@ -42,16 +44,20 @@ def run_config(folder: Path) -> RunConfig:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random base of several files."""
     folder = tmp_path_factory.mktemp("base")
-    config, random = run_config(folder), np.random.default_rng(0)
-    items = []
+    write_base(run_config(folder), folder)
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return folder
+
+
+def write_base(config: RunConfig, folder: Path) -> None:
+    """Write random tensors in bfloat16, of the sizes of a run's language model."""
+    random, items = np.random.default_rng(0), []
     for name, entry in entries(DECODER, base_shapes(config, AffectGPT(config.model))):
         shape = entry.row.their_shape(entry.shape)
         tensor = random.normal(size=shape).astype(BFLOAT16)
         items.append(Item(name, shape, BFLOAT16, lambda x=tensor: x))
     write_shards(folder, items, shard_bytes=10_000)
     (folder / "config.json").write_text("{}")
-    assert len(list(folder.glob("*.safetensors"))) > 2
-    return folder
 
 
 @contextmanager
@@ -70,49 +76,92 @@ def counting() -> Iterator[Counter[str]]:
         yield read
 
 
-def compare_shards(folder: str, *sizes: str) -> None:
+def compare_shards(folder: str, held: Base, *sizes: str) -> None:
     """Read the base onto a mesh of all devices, and compare what each got; runs where there are eight.
 
     Args:
       folder: the base.
+      held: how its kernels are held.
       *sizes: of the mesh.
     """
-    config = run_config(Path(folder))
+    config = run_config(Path(folder), held)
     model = AffectGPT(config.model)
     whole = paths(read_tree(DECODER, base_shapes(config, model), SafetensorsFolder(folder), folder))
+    if held == "int8":
+        kernels = {path for path in whole if path.startswith("decoder/layers/") and path.endswith("/kernel")}
+        for path in kernels:
+            whole[path], whole[f"{path}_scale"] = map(np.asarray, quantise(jnp.asarray(whole[path])))
+            assert whole[path].dtype == np.int8
     mesh = make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "tensor"), map(int, sizes), strict=True))))
     shardings = parameter_shardings(mesh, parameter_shapes(model))
     with counting() as read:
-        held = paths(read_base(config, model, shardings))
+        found = paths(read_base(config, model, shardings))
     assert jax.device_count() == DEVICES
-    assert set(held) == set(whole)
+    assert set(found) == set(whole)
     # What lies on all devices is read once, of the rest each device reads its own part.
     expected = 0
-    for path, leaf in held.items():
+    for path, leaf in found.items():
         shards = leaf.addressable_shards
         assert len({shard.device for shard in shards}) == DEVICES
         for shard in shards:
             assert np.asarray(shard.data).tobytes() == whole[path][shard.index].tobytes(), (path, shard.index)
         copies = 1 if leaf.is_fully_replicated else DEVICES
+        if path.endswith("kernel_scale"):
+            # It lies as its channels do, and is computed, not read.
+            assert leaf.sharding.spec[1] == found[path.removesuffix("_scale")].sharding.spec[2]
+            continue
         expected += copies * shards[0].data.size
         if path.endswith(("kernel", "embedding")):
             assert copies * shards[0].data.size == leaf.size * int(sizes[0]), path
     assert sum(read.values()) == expected
-    print("compared", len(held))
+    print("compared", len(found))
 
 
-@pytest.mark.parametrize("sizes", ["1 8 1", "2 2 2", "1 2 4"])
-def test_every_device_gets_its_slice_and_reads_no_more(sizes: str, base: Path) -> None:
+@pytest.mark.parametrize(("sizes", "kinds"), [("1 8 1", "float"), ("2 2 2", "float int8"), ("1 2 4", "float")])
+def test_every_device_gets_its_slice_and_reads_no_more(sizes: str, kinds: str, base: Path) -> None:
+    """Held as int8, a kernel is rounded by the largest entries of whole channels, however they are split."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
-    program = "import sys; from tests.weights.test_streaming import compare_shards; compare_shards(*sys.argv[1:])"
+    program = "\n".join(
+        ["from tests.weights.test_streaming import compare_shards"]
+        + [f"compare_shards({str(base)!r}, {held!r}, *{sizes.split()})" for held in kinds.split()]
+    )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(base), *sizes.split()],
+        [sys.executable, "-c", program],
         env=os.environ | {"XLA_FLAGS": flags},
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )
-    assert done.stdout == "compared 15\n", done.stderr
+    counts = {"float": 15, "int8": 22}
+    assert done.stdout == "".join(f"compared {counts[held]}\n" for held in kinds.split()), done.stderr
+
+
+def test_no_more_than_a_layer_of_a_kernel_is_ever_a_float(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is held in the end is a byte a number, and a float32 a channel."""
+    made: list[tuple[int, ...]] = []
+    original = jax.make_array_from_callback
+
+    def make(shape: tuple[int, ...], *args: Any) -> jax.Array:
+        made.append(shape)
+        return original(shape, *args)
+
+    monkeypatch.setattr(jax, "make_array_from_callback", make)
+    config = run_config(base, "int8")
+    model = AffectGPT(config.model)
+    shapes = parameter_shapes(model)
+    held = paths(read_base(config, model, parameter_shardings(make_mesh(MeshConfig()), shapes)))
+    layers = SIZES["layers"]
+    stacked = [shape for shape in made if len(shape) == 3]
+    assert len(stacked) == 7 * layers
+    assert {shape[0] for shape in stacked} == {1}
+    assert {path: x.dtype for path, x in held.items() if x.dtype != jnp.bfloat16} == {
+        path: x.dtype for path, x in paths(shapes).items() if path.endswith(("_proj/kernel", "kernel_scale"))
+    }
+    kernels = [x for path, x in held.items() if path.endswith("_proj/kernel")]
+    rest = [x for path, x in held.items() if not path.endswith(("_proj/kernel", "kernel_scale"))]
+    channels = layers * sum(x.shape[-1] for x in kernels)
+    numbers, others = (sum(x.size for x in leaves) for leaves in (kernels, rest))
+    assert sum(x.nbytes for x in held.values()) == numbers + 4 * channels + 2 * others
 
 
 def test_one_of_eight_hosts_reads_an_eighth(base: Path) -> None:
