@@ -203,8 +203,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def whole(leaf: Any) -> np.ndarray:
     """All of a parameter as numpy, also where other processes hold parts of it."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
-        assert isinstance(leaf.sharding, NamedSharding)
+    if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
         leaf = jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
     return np.asarray(leaf)
 

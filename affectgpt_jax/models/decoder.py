@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from affectgpt_jax.config.networks import LINEARS, DecoderConfig, Linear
-from affectgpt_jax.nn.axes import constrain
+from affectgpt_jax.nn.axes import constrain, split_in
 from affectgpt_jax.nn.linear import Dense, Embedding
 from affectgpt_jax.nn.norm import RMSNorm
 from affectgpt_jax.nn.stack import init_layers, run_layers, unroll_layers
@@ -148,10 +148,21 @@ class Decoder(nn.Module):
         return self.tokens.attend(hidden) if self.config.tied_head else self.head(hidden)
 
     def gathered_head(self) -> Callable[[Float[Array, "B n D"]], Float[Array, "B n V"]]:
-        """`logits` for a loop: its weights are whole along their width, gathered once instead of in every round."""
+        """`logits` for a loop: its weights are gathered once before it, their gradient is summed once after it.
+
+        Each part of the batch has a copy of the weights (on a device, the one it holds anyway), so that over the loop
+        gradients add up in place.
+        """
         own = self.tokens.embedding.T if self.config.tied_head else self.head.get_variable("params", "kernel")
-        kernel = constrain(own, None, "vocab")
-        return lambda hidden: constrain(hidden @ kernel.astype(hidden.dtype), "batch", None, "vocab")
+        parts = split_in("batch")
+        copies = constrain(jnp.broadcast_to(constrain(own, None, "vocab"), (parts, *own.shape)), "batch", None, "vocab")
+
+        def head(hidden: Float[Array, "B n D"]) -> Float[Array, "B n V"]:
+            rows = rearrange(hidden, "(p b) n d -> p b n d", p=parts)
+            y = jnp.einsum("pbnd,pdv->pbnv", rows, copies.astype(hidden.dtype))
+            return constrain(rearrange(y, "p b n v -> (p b) n v"), "batch", None, "vocab")
+
+        return head
 
     def __call__(
         self,

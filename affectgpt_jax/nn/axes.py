@@ -3,6 +3,8 @@
 Models name the axes of what they compute; whether there is a mesh, and how large, they never ask.
 """
 
+import math
+
 import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
@@ -33,6 +35,13 @@ holds all."""
 def spec(*axes: str | None) -> PartitionSpec:
     """The partition of an array with these logical axes."""
     return PartitionSpec(*(RULES[axis] for axis in axes))
+
+
+def split_in(axis: str) -> int:
+    """Into how many parts an axis is split by the mesh that the program is compiled for."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    names = RULES[axis] or ()
+    return math.prod(sizes.get(name, 1) for name in ((names,) if isinstance(names, str) else names))
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from affectgpt_jax.weights.table import paths
-from tests.sharding.programs import CASES, LAYERS, alone, collectives, gradients, program, what
+from tests.sharding.programs import CASES, LAYERS, VOCABULARY, alone, collectives, gradients, program, what
 
 QUICK = ["slices"]
 cases = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
@@ -95,3 +95,13 @@ def test_the_next_step_goes_on_with_what_the_last_one_left() -> None:
     assert jax.tree.map(lambda x: x.sharding, state) == places
     assert int(state.step) == 2
     assert float(metrics.loss) < float(found.metrics.loss)
+
+
+@pytest.mark.parametrize("name", cases)
+def test_the_head_is_exchanged_outside_the_loop_over_its_targets(name: str) -> None:
+    """It is gathered before the loop and its gradient is summed after it, within the loop over rounds."""
+    found = program(name)
+    vocabulary = {VOCABULARY, VOCABULARY // found.setup.mesh.shape["tensor"]}
+    loops = [each.where.count("while/body") for each in collectives(found.text) if vocabulary & set(each.shape)]
+    assert all(count == 1 for count in loops)
+    assert len(loops) >= (CASES[name].mesh.get("fsdp", 1) > 1) + CASES[name].full
