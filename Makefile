@@ -1,7 +1,8 @@
 # make demo       the whole program on a synthetic corpus: corpus, towers, shards, training, scores, report
 # make test       lint, types, import contract, fast tests (default interpreter)
 # make slow       tests that take longer, such as every command of the README
-# make test-all   the same plus slow tests, on every interpreter of PYTHONS that is installed
+# make long       tests that take minutes each: jobs of four processes, every mesh of eight devices
+# make test-all   all of these, on every interpreter of PYTHONS that is installed
 # make bench      benchmarks that run on a CPU
 # make beam       the environment with Apache Beam, and its tests
 # make lock       resolve the lock of the default interpreter anew
@@ -15,7 +16,7 @@ LOCK := requirements/py$(VERSION).lock
 STAMP := $(shell cat $(LOCK) pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 WORKERS ?= 2
 
-.PHONY: demo demo-prefusion test test-all lint types contract pytest slow bench beam lock clean
+.PHONY: demo demo-prefusion test test-all lint types contract pytest slow long bench beam lock clean
 
 demo: $(VENV)/.run-$(STAMP)
 	$(BIN)/python -m scripts.demo
@@ -36,15 +37,18 @@ contract: $(VENV)/.dev-$(STAMP)
 	$(BIN)/lint-imports --no-cache
 
 pytest: $(VENV)/.dev-$(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not long and not gpu"
 
 slow: $(VENV)/.dev-$(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu"
 
+long: $(VENV)/.dev-$(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "long and not gpu"
+
 test-all:
 	set -e; for python in $(PYTHONS); do \
 	  if command -v $$python >/dev/null && $$python -c 'import pip' 2>/dev/null; then \
-	    $(MAKE) test slow PYTHON=$$python VENV=.venv-$$python; \
+	    $(MAKE) test slow long PYTHON=$$python VENV=.venv-$$python; \
 	  else echo "$$python is not installed: skipped"; fi; done
 
 bench: $(VENV)/.dev-$(STAMP)

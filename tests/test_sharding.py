@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.long)])
 def test_on_eight_devices(marked: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", marked]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}

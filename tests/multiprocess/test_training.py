@@ -208,7 +208,7 @@ def test_part_of_batch(rows: dict, parts: list[tuple[int, int]], monkeypatch: py
         assert part_of_batch(Rows(rows), 8) == expected  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_of_four_is_killed(tiny: Path, tmp_path: Path) -> None:
     """The others end and name it; four go on, or one does, and fifty steps are those of an undisturbed run."""
     undisturbed = train_here(tiny / "fifty", smallest(tiny, train__steps=50))
