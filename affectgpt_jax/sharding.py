@@ -114,17 +114,12 @@ def run_mesh(config: RunConfig) -> Mesh:
         if size not in legal:
             against = ", ".join(f"{key}={count}" for key, count in parts.items() if count % size)
             raise UserError(f"mesh.{axis}={size} does not divide {against}; use {nearest(size, legal)}")
-    rows, shards, processes = config.train.rows, batch_shards(mesh), jax.process_count()
+    rows, shards = config.train.rows, batch_shards(mesh)
     if rows % shards:
         more = -(-rows // shards) * shards
         raise UserError(
             f"train.rows={rows} cannot be split over mesh.slice * mesh.data * mesh.fsdp = {shards}; "
             f"use {nearest(rows, range(shards, more + 1, shards))}"
-        )
-    if shards % processes:
-        raise UserError(
-            f"mesh.tensor={mesh.shape['tensor']} leaves {shards} parts of a batch for {processes} processes, each of "
-            f"which reads its own; use a mesh.tensor that divides {jax.local_device_count()}"
         )
     return mesh
 

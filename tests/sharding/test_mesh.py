@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -86,13 +85,6 @@ def test_the_remedy_names_the_sizes_below_and_above(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sharding, "make_mesh", lambda config: Twelve())
     with pytest.raises(UserError, match=r"mesh.tensor=3 does not divide model.decoder.kv_heads=4; use 2 or 4$"):
         run_mesh(make_config({}, model__decoder__heads=24, model__decoder__kv_heads=4))
-
-
-def test_processes_that_would_read_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert run_mesh(make_config({"tensor": 4})).shape["data"] == 2
-    with pytest.raises(UserError, match=r"mesh.tensor=8 leaves 1 parts of a batch for 2 processes"):
-        run_mesh(make_config({"tensor": 8}))
 
 
 @dataclass(frozen=True)
