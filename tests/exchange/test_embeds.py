@@ -29,6 +29,8 @@ from tests.exchange.runs import golden_queries, golden_run, write_bases
 from tests.media_files import tone, write_video
 from tests.parity import goldens
 
+pytestmark = pytest.mark.slow
+
 NEW = 20
 FACES = goldens.find(mode="multiface_audio_face_text")
 

@@ -32,6 +32,8 @@ from tests.exchange.runs import STEP, golden_queries, golden_run, write_bases
 from tests.parity import goldens
 from tests.tiny_run import AUDIO_WIDTH, VISION_WIDTH, make_shards
 
+pytestmark = pytest.mark.slow
+
 FACES = goldens.find(mode="multiface_audio_face_text")
 SETTINGS = goldens.settings()
 

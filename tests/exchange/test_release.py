@@ -27,6 +27,8 @@ from tests.conftest import reference_folder
 from tests.inference.clip_run import make_clip_run
 from tests.inference.test_predict import FlatEncoders
 
+pytestmark = pytest.mark.slow
+
 STREAMS = ("face@8", "audio@8")
 LIMITS = Limits(opening=0.9, jaccard=0.1, wheel_f=0.5)
 

@@ -17,6 +17,8 @@ from affectgpt_jax.data.tokenizer import open_tokenizer
 from affectgpt_jax.models.affectgpt import Fusion
 from tests.parity import goldens
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 

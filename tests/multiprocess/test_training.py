@@ -31,6 +31,8 @@ from tests.multiprocess.launch import (
 )
 from tests.tiny_run import make_tiny, tiny_config
 
+pytestmark = pytest.mark.slow
+
 HOST = socket.gethostname()
 FLAGS = ["--start-timeout", "60", "--peer-timeout", "30"]
 MINUTES = 240.0

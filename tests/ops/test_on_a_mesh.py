@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from affectgpt_jax.config.networks import DecoderConfig, LoraConfig, Remat
@@ -101,6 +102,7 @@ def compare() -> None:
     print("same")
 
 
+@pytest.mark.slow
 def test_on_eight_devices() -> None:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
     done = subprocess.run(

@@ -12,6 +12,8 @@ from affectgpt_jax.inference.engine import Prompts, ends, make_generate
 from affectgpt_jax.ops.sampling import filter_logits
 from tests.parity import goldens
 
+pytestmark = pytest.mark.slow
+
 
 def prompt(g, index: int, pad: int) -> Prompts:
     """Prompt of one golden sample, padded by `pad`; encoders as the reference ran them, on this sample alone."""

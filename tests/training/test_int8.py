@@ -30,6 +30,8 @@ from affectgpt_jax.weights.trainable import split
 from tests.inference.clip_run import random_tree
 from tests.tiny_run import make_tiny, tiny_config
 
+pytestmark = pytest.mark.slow
+
 
 def config(folder: Path, **changes: Any) -> RunConfig:
     common = {
