@@ -164,7 +164,11 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
             prefetch(make_batches(config, tokenizer, data, int(state.step), part, media), ready) as batches,
             Tracer(folder, config.train.profile) as tracer,
         ):
-            state = loop.run(state, batches, tracer, asked_to_stop)
+            try:
+                state = loop.run(state, batches, tracer, asked_to_stop)
+            except UserError:
+                checkpoints.wait()  # what was being saved is whole
+                raise
         last = int(state.step)
         store.save(last, state, loop.best)
         for manager in filter(None, (checkpoints, bests)):
