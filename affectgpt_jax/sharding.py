@@ -1,4 +1,4 @@
-"""Mesh and shardings: the mesh of a run, and specs from the weight tables by the one table of rules (`nn.axes.RULES`).
+"""Mesh and shardings: the mesh of a run, and specs from the weight tables by the one table of rules (`ops.axes.RULES`).
 
 Mesh axes, from the slowest network to the fastest: `slice` (whole TPU slices or nodes; batch only), `data` (batch
 only), `fsdp` (batch, and parameters split along their width), `tensor` (heads, inner widths, vocabulary).
@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from affectgpt_jax.config.networks import ModelConfig
 from affectgpt_jax.config.run import MeshConfig, RunConfig
 from affectgpt_jax.errors import UserError
-from affectgpt_jax.nn.axes import BATCH_AXES, MESH_AXES, constrain, spec
+from affectgpt_jax.ops.axes import BATCH_AXES, MESH_AXES, constrain, spec
 from affectgpt_jax.weights.networks import MODEL
 from affectgpt_jax.weights.table import logical_axes
 
@@ -93,9 +93,12 @@ def _within(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     """The devices of one slice in the shape of its part of the mesh."""
     try:
         mesh = jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
-    except NotImplementedError as error:  # a topology whose axes the sizes do not follow
+    except NotImplementedError as error:  # what JAX raises where sizes do not follow the axes of a TPU's topology
         shown = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
-        raise UserError(f"mesh: a slice of this job cannot be laid out as {shown}: {error}") from error
+        raise UserError(
+            f"mesh: a slice of this job cannot be laid out as {shown}: {error}; use sizes that are products of the "
+            "topology's own (of 4x4: 4 and 16)"
+        ) from error
     return mesh.devices
 
 
@@ -234,7 +237,7 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 def under(mesh: Mesh, function: Callable[P, R]) -> Callable[P, R]:
-    """A compiled function whose calls see the mesh: `nn.axes.constrain` reads it while the function is traced."""
+    """A compiled function whose calls see the mesh: `ops.axes.constrain` reads it while the function is traced."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

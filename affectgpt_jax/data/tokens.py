@@ -43,9 +43,6 @@ class TokenTable:
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "ask": self.ask}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
     @cached_property
     def samples(self) -> npt.NDArray[np.int64]:
         """Indices into the corpus of the usable samples."""

@@ -14,7 +14,7 @@ from affectgpt_jax.models.decoder import Cache, Decoder
 from affectgpt_jax.models.fusion import ImageFusion, StreamFusion
 from affectgpt_jax.models.prefusion import Prefusion
 from affectgpt_jax.nn import init
-from affectgpt_jax.nn.axes import constrain
+from affectgpt_jax.ops.axes import constrain
 from affectgpt_jax.ops.losses import TargetLoss, target_loss
 from affectgpt_jax.ops.random import Seed, fold
 

@@ -15,11 +15,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from affectgpt_jax.config.networks import LINEARS, DecoderConfig, Linear
-from affectgpt_jax.nn.axes import constrain, split_in
 from affectgpt_jax.nn.linear import Dense, Embedding
 from affectgpt_jax.nn.norm import RMSNorm
 from affectgpt_jax.nn.stack import init_layers, run_layers, unroll_layers
 from affectgpt_jax.ops.attention import cached_attention
+from affectgpt_jax.ops.axes import constrain, split_in
 from affectgpt_jax.ops.packed_attention import packed_attention
 from affectgpt_jax.ops.random import Seed, fold
 from affectgpt_jax.ops.rotary import rotary_angles, rotate

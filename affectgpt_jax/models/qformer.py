@@ -16,11 +16,11 @@ from jaxtyping import Array, Float
 
 from affectgpt_jax.config.networks import QFormerConfig
 from affectgpt_jax.nn import init
-from affectgpt_jax.nn.axes import constrain
 from affectgpt_jax.nn.linear import Dense
 from affectgpt_jax.nn.norm import LayerNorm
 from affectgpt_jax.nn.stack import init_layers, run_layers
 from affectgpt_jax.ops.attention import attention
+from affectgpt_jax.ops.axes import constrain
 from affectgpt_jax.ops.dropout import dropout
 from affectgpt_jax.ops.random import Seed, fold
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from affectgpt_jax.config.networks import Attention
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.ops.attention import attention, segment_mask
+from affectgpt_jax.ops.axes import BATCH_AXES, HEAD_AXIS
 
 Kernel = Literal["xla", "cudnn", "splash"]
 
@@ -30,9 +31,6 @@ BLOCKS = (512, 256, 128)
 
 LANES = 128
 """Width of a TPU's vectors: splash heads are padded to a multiple of it."""
-
-ROWS, HEADS = ("slice", "data", "fsdp"), "tensor"
-"""Mesh axes over which rows and heads are spread, where the mesh has them."""
 
 RESULT = "attention_out"
 """Name under which remat `names` keeps the result (and what the splash kernel needs besides to go backward)."""
@@ -60,7 +58,7 @@ def packed_attention(
     """
     platform = "tpu" if interpret else _platform()
     sizes = _mesh_sizes()
-    shards = sizes.get(HEADS, 1) if sizes or jax.device_count() == 1 else 0
+    shards = sizes.get(HEAD_AXIS, 1) if sizes or jax.device_count() == 1 else 0
     _, length, heads, width = q.shape
     match choose_kernel(kernel, platform, q.dtype.name, length, heads, width, shards):
         case "xla":
@@ -111,7 +109,7 @@ def choose_kernel(
             case "splash" if not head_shards:
                 return "must be told by jax.set_mesh how rows and heads lie on several devices"
             case "splash" if heads % head_shards:
-                return f"cannot spread {heads} heads over mesh.{HEADS}={head_shards}"
+                return f"cannot spread {heads} heads over mesh.{HEAD_AXIS}={head_shards}"
         return ""
 
     if wanted == "auto":
@@ -141,13 +139,13 @@ def _splash(q: Array, k: Array, v: Array, segments: Array, interpret: bool) -> A
     local = partial(_splash_local, interpret=interpret)
     if not sizes:
         return local(q, k, v, segments)
-    rows = tuple(axis for axis in ROWS if axis in sizes)
+    rows = tuple(axis for axis in BATCH_AXES if axis in sizes)
     if q.shape[0] % prod(sizes[axis] for axis in rows):
         rows = ()  # a few prompts on many devices: each computes them all
     # Where devices are more than key heads, several hold the same one.
-    copies = lcm(k.shape[2], sizes.get(HEADS, 1)) // k.shape[2]
+    copies = lcm(k.shape[2], sizes.get(HEAD_AXIS, 1)) // k.shape[2]
     k, v = (jnp.repeat(x, copies, axis=2) for x in (k, v))
-    heads = PartitionSpec(rows or None, None, HEADS if HEADS in sizes else None, None)
+    heads = PartitionSpec(rows or None, None, HEAD_AXIS if HEAD_AXIS in sizes else None, None)
     return jax.shard_map(
         local,
         in_specs=(heads, heads, heads, PartitionSpec(rows or None, None)),

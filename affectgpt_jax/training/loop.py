@@ -19,7 +19,7 @@ from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.pipeline import MediaInLoop
 from affectgpt_jax.distributed import barrier, part_of_batch
 from affectgpt_jax.errors import UserError
-from affectgpt_jax.inference.runs import BEST, UNTRAINED
+from affectgpt_jax.inference.runs import BEST, CHECKPOINTS, UNTRAINED
 from affectgpt_jax.prefetch import prefetch
 from affectgpt_jax.sharding import batch_sharding, put_batch
 from affectgpt_jax.training.data import make_batches, make_data, open_training_shards
@@ -90,7 +90,7 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
     started = time.perf_counter()
     compiles = CompileCounter()
     corpus = open_training_shards(config)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=config.train.keep, keep_every=config.train.keep_every)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.train.keep, keep_every=config.train.keep_every)
     bests = Checkpoints(folder / BEST, keep=1) if config.validation.every else None
     resumed = checkpoints.latest is not None
     if resumed and not checkpoints.holds("progress"):

@@ -132,6 +132,7 @@ class Loop:
             self._waited += time.perf_counter() - before
             tracer.before(number, pending)
             state, metrics = self._setup.step(state, self._setup.frozen, batch)
+            del batch  # freeing it is no waiting for the next one
             if pending is not None:
                 state = self._settle(*pending, state)
             self._works.append(work)

@@ -208,7 +208,7 @@ def test_clips_are_decoded_while_an_encoder_is_at_work(
             assert read.wait(30)
             super()._called(tower, inputs)
 
-    monkeypatch.setattr("data_prep.encode.read_modality", reading)
+    monkeypatch.setattr("data_prep.faces.read_modality", reading)
     settings = replace(SETTINGS, streams=("audio@8",), shard_clips=8, decode_threads=1)
     assert prepare(clips, Waiting(), settings, tmp_path).kept == 8
 

@@ -15,15 +15,18 @@ MESH_AXES = ("slice", "data", "fsdp", "tensor")
 BATCH_AXES = ("slice", "data", "fsdp")
 """What splits the rows of a batch."""
 
+HEAD_AXIS = "tensor"
+"""What splits heads, inner widths and the vocabulary."""
+
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "batch": BATCH_AXES,
     "group_batch": ("slice", "data"),
     "layers": None,
     "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
+    "heads": HEAD_AXIS,
+    "kv_heads": HEAD_AXIS,
+    "mlp": HEAD_AXIS,
+    "vocab": HEAD_AXIS,
     "rank": None,
     None: None,
 }
