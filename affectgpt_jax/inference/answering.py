@@ -13,6 +13,7 @@ from affectgpt_jax.data.responses import response_labels, response_text
 from affectgpt_jax.inference.engine import Prompts, make_generate
 from affectgpt_jax.inference.runs import Run, feature_shapes, model_layout
 from affectgpt_jax.ops.sampling import GREEDY, Sampling
+from affectgpt_jax.sharding import whole
 
 BUCKET = 32
 """Prompt lengths are padded up to a multiple of this."""
@@ -164,7 +165,7 @@ class Answerer:
         numbers = np.array([number for number, _, _ in rows], np.uint32)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self._seed), numbers)
         found = self._generate(self._run.params, prompts, keys)
-        ids, lengths = np.asarray(found.ids), np.asarray(found.lengths)
+        ids, lengths = whole(found.ids), whole(found.lengths)
         tokenizer, compat = self._run.tokenizer, self._run.config.compat
         for row, (_, query, example) in enumerate(items):
             text = response_text(ids[row, : lengths[row]].tolist(), tokenizer, compat=compat)

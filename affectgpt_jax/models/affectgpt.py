@@ -14,6 +14,7 @@ from affectgpt_jax.models.decoder import Cache, Decoder
 from affectgpt_jax.models.fusion import ImageFusion, StreamFusion
 from affectgpt_jax.models.prefusion import Prefusion
 from affectgpt_jax.nn import init
+from affectgpt_jax.nn.parameter import parameter
 from affectgpt_jax.ops.axes import constrain
 from affectgpt_jax.ops.losses import TargetLoss, target_loss
 from affectgpt_jax.ops.random import Seed, fold
@@ -42,7 +43,8 @@ class Fusion(nn.Module):
         self.multi = Prefusion(c)
         if c.absent:
             self.absent = {
-                name: self.param(
+                name: parameter(
+                    self,
                     f"absent_{name}",
                     init.normal(0.02),
                     (c.audio_width if name == "audio" else c.vision_width,),

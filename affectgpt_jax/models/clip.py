@@ -14,6 +14,7 @@ from affectgpt_jax.config.networks import VisionConfig
 from affectgpt_jax.nn import init
 from affectgpt_jax.nn.linear import Dense
 from affectgpt_jax.nn.norm import LayerNorm
+from affectgpt_jax.nn.parameter import parameter
 from affectgpt_jax.nn.stack import init_layers, run_layers
 from affectgpt_jax.ops.attention import attention
 
@@ -54,12 +55,12 @@ class VisionTower(nn.Module):
         c = self.config
         tokens = (c.image_size // c.patch_size) ** 2 + 1
         normal = init.normal(0.02)
-        self.class_embedding = self.param("class_embedding", normal, (c.width,))
+        self.class_embedding = parameter(self, "class_embedding", normal, (c.width,))
         self.patch_embedding = Dense(c.width, bias=False, dtype=self.dtype)
-        self.position_embedding = self.param("position_embedding", normal, (tokens, c.width))
+        self.position_embedding = parameter(self, "position_embedding", normal, (tokens, c.width))
         self.pre_norm = LayerNorm(c.norm_eps)
         self.layer = VisionLayer(c, self.dtype, parent=None)
-        self.layers = self.param("layers", init_layers(self.layer, c.layers, jnp.zeros((1, tokens, c.width))))
+        self.layers = parameter(self, "layers", init_layers(self.layer, c.layers, jnp.zeros((1, tokens, c.width))))
         self.post_norm = LayerNorm(c.norm_eps)
         self.projection = Dense(c.projection, bias=False, dtype=self.dtype)
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from affectgpt_jax.config.networks import LINEARS, DecoderConfig, Linear
 from affectgpt_jax.nn.linear import Dense, Embedding
 from affectgpt_jax.nn.norm import RMSNorm
+from affectgpt_jax.nn.parameter import parameter
 from affectgpt_jax.nn.stack import init_layers, run_layers, unroll_layers
 from affectgpt_jax.ops.attention import cached_attention
 from affectgpt_jax.ops.axes import constrain, split_in
@@ -132,7 +133,7 @@ class Decoder(nn.Module):
         self.layer = DecoderLayer(c, parent=None)
         angles, segments = jnp.zeros((1, 1, c.head_dim // 2)), jnp.ones((1, 1), jnp.int32)
         example = (jnp.zeros((1, 1, c.width), dtype), None, angles, segments)
-        self.layers = self.param("layers", init_layers(self.layer, c.layers, *example))
+        self.layers = parameter(self, "layers", init_layers(self.layer, c.layers, *example))
         self.final_norm = RMSNorm(c.norm_eps)
         if not c.tied_head:
             self.head = Dense(c.vocab, bias=False, dtype=dtype)

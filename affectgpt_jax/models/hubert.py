@@ -14,6 +14,7 @@ from affectgpt_jax.config.networks import HubertConfig
 from affectgpt_jax.nn.conv import Conv1D
 from affectgpt_jax.nn.linear import Dense
 from affectgpt_jax.nn.norm import LayerNorm
+from affectgpt_jax.nn.parameter import parameter
 from affectgpt_jax.nn.stack import init_layers, run_layers
 from affectgpt_jax.ops.attention import attention
 
@@ -92,7 +93,7 @@ class Hubert(nn.Module):
         )
         self.norm = LayerNorm(c.norm_eps)
         self.layer = HubertLayer(c, self.dtype, parent=None)
-        self.layers = self.param("layers", init_layers(self.layer, c.layers, jnp.zeros((1, 2, c.width))))
+        self.layers = parameter(self, "layers", init_layers(self.layer, c.layers, jnp.zeros((1, 2, c.width))))
 
     def hidden_states(self, wave: Float[Array, "N S"]) -> Float[Array, "L1 N T D"]:
         """The L + 1 hidden states, as Hugging Face lists them: the first layer's input, then each layer's output.

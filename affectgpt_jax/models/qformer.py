@@ -18,6 +18,7 @@ from affectgpt_jax.config.networks import QFormerConfig
 from affectgpt_jax.nn import init
 from affectgpt_jax.nn.linear import Dense
 from affectgpt_jax.nn.norm import LayerNorm
+from affectgpt_jax.nn.parameter import parameter
 from affectgpt_jax.nn.stack import init_layers, run_layers
 from affectgpt_jax.ops.attention import attention
 from affectgpt_jax.ops.axes import constrain
@@ -76,12 +77,12 @@ class QFormer(nn.Module):
     def setup(self) -> None:
         c = self.config
         normal = init.normal(0.02)
-        self.query_tokens = self.param("query_tokens", normal, (self.queries, c.width))
-        self.positions = self.param("positions", normal, (self.table, self.feature_width))
+        self.query_tokens = parameter(self, "query_tokens", normal, (self.queries, c.width))
+        self.positions = parameter(self, "positions", normal, (self.table, self.feature_width))
         self.norm = LayerNorm(c.norm_eps)
         self.layer = QFormerLayer(c, parent=None)
         example = (jnp.zeros((1, 1, c.width)), None, jnp.zeros((1, 1, self.feature_width)))
-        self.layers = self.param("layers", init_layers(self.layer, c.layers, *example))
+        self.layers = parameter(self, "layers", init_layers(self.layer, c.layers, *example))
 
     def stages(self, features: Float[Array, "N T F"], seed: Seed | None = None) -> tuple[Float[Array, "N K D"], Stages]:
         """The normalised queries, and every layer's stages stacked on a leading axis.

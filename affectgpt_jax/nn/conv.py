@@ -5,6 +5,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from affectgpt_jax.nn import init
+from affectgpt_jax.nn.parameter import parameter
 
 
 class Conv1D(nn.Module):
@@ -20,7 +21,7 @@ class Conv1D(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T in"]) -> Float[Array, "B T_out out"]:
         shape = (self.width, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", init.fan_in_normal, shape)
+        kernel = parameter(self, "kernel", init.fan_in_normal, shape)
         y = jax.lax.conv_general_dilated(
             x,
             kernel.astype(x.dtype),
@@ -30,5 +31,5 @@ class Conv1D(nn.Module):
             feature_group_count=self.groups,
         )
         if self.bias:
-            y = y + self.param("bias", init.zeros, (self.features,)).astype(x.dtype)
+            y = y + parameter(self, "bias", init.zeros, (self.features,)).astype(x.dtype)
         return y

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from affectgpt_jax.config.networks import LoraConfig
 from affectgpt_jax.nn import init
+from affectgpt_jax.nn.parameter import parameter
 from affectgpt_jax.ops.dropout import dropout
 from affectgpt_jax.ops.quantisation import int8_matmul
 from affectgpt_jax.ops.random import Seed
@@ -33,17 +34,17 @@ class Dense(nn.Module):
         width = x.shape[-1]
         x = x.astype(self.dtype)
         if self.int8:
-            kernel = self.param("kernel", init.int8_zeros, (width, self.features))
-            y = int8_matmul(x, kernel, self.param("kernel_scale", init.ones, (self.features,)))
+            kernel = parameter(self, "kernel", init.int8_zeros, (width, self.features))
+            y = int8_matmul(x, kernel, parameter(self, "kernel_scale", init.ones, (self.features,)))
         else:
-            kernel = self.param("kernel", init.normal(self.stddev), (width, self.features))
+            kernel = parameter(self, "kernel", init.normal(self.stddev), (width, self.features))
             y = x @ kernel.astype(self.dtype)
         if self.bias:
-            y = y + self.param("bias", init.zeros, (self.features,)).astype(self.dtype)
+            y = y + parameter(self, "bias", init.zeros, (self.features,)).astype(self.dtype)
         if self.lora is not None and self.lora.rank:
             # PEFT's initialisation: A uniform in +-1/sqrt(in), B zero, so that training starts at the base model.
-            a = self.param("lora_a", init.fan_in_uniform, (width, self.lora.rank)).astype(self.dtype)
-            b = self.param("lora_b", init.zeros, (self.lora.rank, self.features)).astype(self.dtype)
+            a = parameter(self, "lora_a", init.fan_in_uniform, (width, self.lora.rank)).astype(self.dtype)
+            b = parameter(self, "lora_b", init.zeros, (self.lora.rank, self.features)).astype(self.dtype)
             x = dropout(seed, x, self.lora.dropout)
             y = y + checkpoint_name(x @ a, "low_rank") @ b * jnp.asarray(self.lora.alpha / self.lora.rank, self.dtype)
         return y
@@ -58,7 +59,7 @@ class Embedding(nn.Module):
     stddev: float = 0.02
 
     def setup(self) -> None:
-        self.embedding = self.param("embedding", init.normal(self.stddev), (self.count, self.features))
+        self.embedding = parameter(self, "embedding", init.normal(self.stddev), (self.count, self.features))
 
     def __call__(self, ids: Int[Array, "*dims"]) -> Float[Array, "*dims features"]:
         return jnp.take(self.embedding, ids, axis=0, mode="clip").astype(self.dtype)

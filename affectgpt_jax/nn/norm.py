@@ -4,6 +4,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from affectgpt_jax.nn import init
+from affectgpt_jax.nn.parameter import parameter
 from affectgpt_jax.ops.norms import layer_norm, rms_norm
 
 
@@ -14,7 +15,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*dims D"]) -> Float[Array, "*dims D"]:
-        return rms_norm(x, self.param("scale", init.ones, (x.shape[-1],)), self.eps)
+        return rms_norm(x, parameter(self, "scale", init.ones, (x.shape[-1],)), self.eps)
 
 
 class LayerNorm(nn.Module):
@@ -28,6 +29,6 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*dims D"]) -> Float[Array, "*dims D"]:
-        scale = self.param("scale", init.ones, (x.shape[-1],))
-        bias = self.param("bias", init.zeros, (x.shape[-1],))
+        scale = parameter(self, "scale", init.ones, (x.shape[-1],))
+        bias = parameter(self, "bias", init.zeros, (x.shape[-1],))
         return layer_norm(x, scale, bias, self.eps, self.axis)

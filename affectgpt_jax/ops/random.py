@@ -6,6 +6,8 @@ draws dozens of arrays. The mixing function is the 32-bit finaliser with constan
 "Prospecting for hash functions", 2018); it serves initial weights and dropout, not statistics.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
@@ -20,6 +22,7 @@ def mix(x: UInt32[Array, "*dims"]) -> UInt32[Array, "*dims"]:
     return x ^ (x >> 16)
 
 
+@jax.jit
 def fold(seed: Seed, *numbers: int | Array) -> Seed:
     """A new seed from a seed and numbers: a step, a layer, a place in the layer."""
     for number in numbers:
@@ -43,11 +46,13 @@ def bits(seed: Seed, shape: tuple[int, ...]) -> UInt32[Array, "*dims"]:
     return mix(mix(index + seed) ^ mix(~seed))
 
 
+@partial(jax.jit, static_argnames="shape")
 def uniform(seed: Seed, shape: tuple[int, ...]) -> Float[Array, "*dims"]:
     """Uniform float32 in (0, 1)."""
     return (bits(seed, shape) >> 8).astype(jnp.float32) * 2.0**-24 + 2.0**-25
 
 
+@partial(jax.jit, static_argnames="shape")
 def normal(seed: Seed, shape: tuple[int, ...]) -> Float[Array, "*dims"]:
     """Standard normal float32, by the inverse of its distribution function."""
     return jnp.sqrt(2.0) * jax.lax.erf_inv(2.0 * uniform(seed, shape) - 1.0)
