@@ -37,13 +37,13 @@ contract: $(VENV)/.dev-$(STAMP)
 	$(BIN)/lint-imports --no-cache
 
 pytest: $(VENV)/.dev-$(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not long and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not long and not gpu"
 
 slow: $(VENV)/.dev-$(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "slow and not gpu"
 
 long: $(VENV)/.dev-$(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "long and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "long and not gpu"
 
 test-all:
 	set -e; for python in $(PYTHONS); do \

@@ -1,13 +1,14 @@
 """Run checkpoints: the training state and its position, by Orbax, in the background, restored onto any topology."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
+from absl import logging as absl_logging
 
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.weights.table import paths
@@ -141,6 +142,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # whatever the writers of all formats raise
+            # They raise it for every array, and asyncio would tell of each that nobody asked for.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
                 f"{self.folder}: a checkpoint could not be written ({reason}). Those before it are whole (the newest: "
@@ -164,12 +167,12 @@ def _nested_dictionaries(tree: Any) -> bool:
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
     """Orbax warns of every folder that is opened to be read only, which is what was asked for."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        absl_logging.set_verbosity(before)
 
 
 def targets(tree: Any) -> Any:

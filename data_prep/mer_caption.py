@@ -36,9 +36,10 @@ from tensorflow_datasets.core import splits as tfds_splits
 from affectgpt_jax.data import shard_schema as schema
 from affectgpt_jax.data.clips import ClipFiles
 from affectgpt_jax.data.shard_schema import SPLITS, TEXT, TextRecord, read_manifest
-from affectgpt_jax.data.shard_writer import WRITER_OPTIONS, replacing
+from affectgpt_jax.data.shard_writer import WRITER_OPTIONS
 from affectgpt_jax.data.shards import open_corpus
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.replacing import replacing
 from data_prep.beam import on_beam
 from data_prep.corpora import read_corpus
 from data_prep.readers import ClipRecord

@@ -41,9 +41,10 @@ from affectgpt_jax.data.shard_schema import (
     read_manifest,
     stream_directory,
 )
-from affectgpt_jax.data.shard_writer import publish_stream, replacing, write_feature_shard, write_text_shard
+from affectgpt_jax.data.shard_writer import publish_stream, write_feature_shard, write_text_shard
 from affectgpt_jax.data.shards import open_corpus
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.replacing import replacing
 from data_prep.encode import Encoders, MissingPolicy, encode_clips, provenance_of
 from data_prep.faces import FaceCrops, FacePolicy, face_crops
 from data_prep.readers import ClipRecord, Problem

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from affectgpt_jax.data.shard_schema import TEXT
-from affectgpt_jax.data.shard_writer import replacing
+from affectgpt_jax.replacing import replacing
 from data_prep.readers import Problem
 
 _SHOWN = 20

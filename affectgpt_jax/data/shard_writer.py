@@ -8,11 +8,8 @@ TensorFlow is not needed: TFDS encodes the fields (`encode_example`, `ExampleSer
 (`DatasetInfo`), and the files are written by array_record.
 """
 
-import errno
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +35,10 @@ from affectgpt_jax.data.shard_schema import (
     stream_directory,
 )
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.replacing import replacing
 
 WRITER_OPTIONS = "group_size:1,uncompressed"
 """One record per chunk, so that any record is one read. Compressing float16 features gains next to nothing."""
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _TEXT_FEATURES = tfds.features.FeaturesDict(
     {
@@ -144,30 +140,6 @@ def _write_shard(
             names=digest("\n".join(names).encode()),
             absent=absent,
         )
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place, flushed to disk, when the block ends well.
-
-    Raises:
-        UserError: the disk is full or the file cannot be written. The temporary file is gone then.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError for all of its own
-        full = getattr(error, "errno", None) in _NO_SPACE or any(os.strerror(code) in str(error) for code in _NO_SPACE)
-        remedy = (
-            "The disk is full: free some space and run the command again; finished shards are kept." if full else ""
-        )
-        raise UserError(f"{path} could not be written: {error}. {remedy}".rstrip()) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def publish_stream(

@@ -5,7 +5,6 @@ size and checksum that it states is not fetched again, so another split or strea
 only what is new.
 """
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from affectgpt_jax.data.shard_schema import (
     stream_directory,
 )
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.replacing import replacing
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 """Protocol -> our extra that brings its client."""
@@ -108,23 +108,16 @@ def _fetch_stream(files: Any, source: str, place: Path, stream: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in Manifest.model_validate_json(content).metadata:
         _fetch(files, f"{source}/{name}", folder / name, source)
-    _write(manifest, lambda path: path.write_bytes(content))
+    with replacing(manifest) as draft:
+        draft.write_bytes(content)
 
 
 def _fetch(files: Any, source: str, target: Path, root: str) -> None:
-    try:
-        _write(target, lambda path: files.get_file(source, str(path)))
-    except Exception as error:  # every client has errors of its own
-        raise UserError(f"{root}: {source} cannot be fetched ({error}); try again") from error
-
-
-def _write(target: Path, make: Callable[[Path], Any]) -> None:
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        make(draft)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(target) as draft:
+        try:
+            files.get_file(source, str(draft))
+        except Exception as error:  # every client has errors of its own
+            raise UserError(f"{root}: {source} cannot be fetched ({error}); try again") from error
 
 
 def _is_there(path: Path, size: int, checksum: str) -> bool:

@@ -23,7 +23,7 @@ def parameter(module: nn.Module, name: str, init: Callable[..., Any], shape: tup
     """
     if not module.has_variable("params", name):
         return module.param(name, init, *([] if shape is None else [shape]))
-    found = module.get_variable("params", name)
+    found: Any = module.get_variable("params", name)
     if shape is not None and found.shape != shape:
         raise ScopeParamShapeError(name, "/".join(module.path), found.shape, shape)
     return found

@@ -86,13 +86,14 @@ class Loop:
         self._compiles, self._goodput, self._store, self._validator = compiles, goodput, store, validator
         self._work = decoder_work(config.model.decoder, setup.state.params, setup.frozen)
         self._peak, source = peak_flops()
-        self._rate = jax.jit(make_schedule(config.train.optimizer, config.train.steps))
-        self._rate(np.asarray(0))
+        self._schedule = jax.jit(make_schedule(config.train.optimizer, config.train.steps))
+        self._rate(1)  # compiled
         self._bad: deque[int] = deque()
         self._works: list[Work] = []
         self._waited = self._paused = 0.0
         self._since = time.perf_counter()
         self._warm: int | None = None
+        self._validated = False
         self.best = best
         self.last_loss = float("nan")
         log.say(f"peak {self._peak / 1e12:.2f} TFLOP/s ({source})")
@@ -164,18 +165,23 @@ class Loop:
                 self._store.save_best(number, state, self.best)
         if saves:
             self._store.save(number, state, self.best)
-        if self._warm is not None:  # the first validation compiles programs of its own
-            self._warm += self._compiles.count - programs
+        if validates and not self._validated:  # the first validation compiles programs of its own
+            self._validated = True
+            self._warm = None if self._warm is None else self._warm + self._compiles.count - programs
         self._paused += time.perf_counter() - before
+
+    def _rate(self, step: int) -> float:
+        """The learning rate that a step was taken with."""
+        return float(jax.device_get(self._schedule(jax.device_put(np.int32(step - 1)))))
 
     def _settle(self, step: int, metrics: Metrics, state: TrainState) -> TrainState:
         """Look at a step's metrics: log them, or do what the policy says about a loss that is no number."""
-        values = {name: float(value) for name, value in metrics._asdict().items()}
+        values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
         self.last_loss = values["loss"]
         if not (np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"])):
             return self._pass_over(step, values, state)
         if step % self._config.train.log_every == 0 or step == 1:
-            values |= {"learning_rate": float(self._rate(np.asarray(step - 1))), **self._speeds()}
+            values |= {"learning_rate": self._rate(step), **self._speeds()}
             values |= {"compiled": self._compiles.count, "cache_hits": self._compiles.hits, **memory_in_use()}
             self._log.write(step, values)
         return state

@@ -6,7 +6,6 @@ interpreted afterwards, once everything about them has been checked.
 """
 
 import io
-import os
 import pickle
 import re
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 
 from affectgpt_jax.config.networks import LINEARS, ModelConfig
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.replacing import replacing
 
 MAX_PICKLE = 1 << 28
 """Most bytes that the description of the objects may unpack to; a checkpoint's has about a thousandth of that."""
@@ -319,7 +319,7 @@ def write_pth(
       optimizer: state of torch's optimizer; arrays in it become tensors.
 
     Raises:
-      UserError: torch is not installed.
+      UserError: torch is not installed, or the file cannot be written.
     """
     try:
         import torch
@@ -342,9 +342,6 @@ def write_pth(
                 return type(value)(map(convert, value))
         return value
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     checkpoint = {
         "model": {name: convert(np.asarray(tensor)) for name, tensor in tensors.items()},
         "optimizer": convert(optimizer),
@@ -352,11 +349,8 @@ def write_pth(
         "scaler": None,
         "epoch": epoch,
     }
-    try:
-        torch.save(checkpoint, beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(Path(path)) as draft:
+        torch.save(checkpoint, draft)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -124,9 +124,18 @@ def without_tensorboard() -> None:
 
 
 def note_rows(batches: Callable[..., Iterator[Any]], folder: Path) -> Callable[..., Iterator[Any]]:
-    """A `training_batches` that writes what every row of every step holds, as a hash of all of it."""
+    """A `training_batches` that writes what every row of every step holds, as a hash of all of it.
+
+    Only of its first use, which is the run's own; the others validate.
+    """
+    used = False
 
     def noted(*args: Any, start: int, process: int, **options: Any) -> Iterator[Any]:
+        nonlocal used
+        if used:
+            yield from batches(*args, start=start, process=process, **options)
+            return
+        used = True
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"rows-{process}.jsonl").open("a", buffering=1) as file:
             for step, batch in enumerate(batches(*args, start=start, process=process, **options), start + 1):

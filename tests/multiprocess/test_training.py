@@ -66,9 +66,13 @@ def train_here(folder: Path, config: RunConfig) -> dict[int, float]:
 
 def losses(folder: Path) -> dict[int, float]:
     """Loss by step; every step must have been written once."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in logged(folder) if "loss" in line]
     assert len({line["step"] for line in lines}) == len(lines)
     return {line["step"]: line["loss"] for line in lines}
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def steps_written(folder: Path) -> int:
@@ -92,9 +96,11 @@ def assert_close(found: dict[int, float], expected: dict[int, float], tolerance:
 
 
 def test_two_processes_train_as_one_and_stop_together(tiny: Path, tmp_path: Path) -> None:
-    """SIGTERM to one of two: both save the same step. Their losses are those of one process."""
+    """SIGTERM to one of two: both save the same step. Losses and answers are those of one process."""
     folder = tmp_path / "run"
-    config = smallest(tiny, train__steps=100_000, train__output=str(folder))
+    # Their answers go over the devices in batches of three, which two do not divide.
+    validates = {"validation": {"every": 2, "answers": 2}, "evaluate__batch": 3, "evaluate__split": "test"}
+    config = smallest(tiny, train__steps=100_000, train__output=str(folder), **validates)
     save_config(config, tmp_path / "run.yaml")
     with running(train, command(tmp_path / "run.yaml", 2, "--expect-devices", "2"), tmp_path / "said") as processes:
         wait_until(lambda: steps_written(folder) >= 3, MINUTES, processes)
@@ -112,8 +118,15 @@ def test_two_processes_train_as_one_and_stop_together(tiny: Path, tmp_path: Path
         assert json.loads(rows[-1])["step"] >= last  # made ahead of the step
         assert (folder / "logs" / f"process-{number:04d}.log").is_file()
 
-    alone = train_here(tmp_path / "alone", smallest(tiny, train__steps=last))
+    alone = train_here(tmp_path / "alone", smallest(tiny, train__steps=last, **validates))
     assert_close(together, alone, 1e-5)
+    ours, theirs = (
+        [line for line in logged(each) if "validation_loss" in line] for each in (folder, tmp_path / "alone")
+    )
+    assert len(ours) >= 1
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
     ours = rows_of(tmp_path / "alone" / "rows", 1)
     found = rows_of(tmp_path / "rows", 2)
     assert all(found[step] == ours[step] for step in together)

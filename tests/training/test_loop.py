@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,6 +21,7 @@ from affectgpt_jax.inference.evaluate import conditions, evaluate, make_queries,
 from affectgpt_jax.inference.runs import Run, open_run, open_shards
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.training.loop import train
+from affectgpt_jax.training.steps import Loop
 from affectgpt_jax.unibench.lexicon import small_table
 from affectgpt_jax.weights.initial import parameter_shapes, resolve
 from affectgpt_jax.weights.table import paths
@@ -67,6 +70,28 @@ def test_the_run_folder(finished: Path) -> None:
     # Nothing is compiled after the first step.
     assert lines[-1]["compiled"] == lines[1]["compiled"]
     assert list((finished / "tensorboard").iterdir())
+
+
+def test_two_packed_passes_compile_nothing_and_move_nothing_unasked(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever thread: batches, metrics, checkpoints and validation go between host and devices when told to."""
+    run = Loop.run
+
+    def guarded(self: Loop, *args: Any) -> Any:
+        jax.config.update("jax_transfer_guard", "disallow")
+        try:
+            return run(self, *args)
+        finally:
+            jax.config.update("jax_transfer_guard", "allow")
+
+    monkeypatch.setattr(Loop, "run", guarded)
+    validation = {"every": 2, "answers": 0}
+    config = tiny_config(tiny, train__output=str(tiny / "guarded"), train__checkpoint_every=2, validation=validation)
+    assert train(config, tiny / "guarded").finished
+    said = capsys.readouterr().err
+    assert "2 steps a pass" in said  # of which these are three
+    assert ", 0 of them after the first step" in said
 
 
 def test_the_saved_config_starts_the_same_run(finished: Path, tiny: Path) -> None:

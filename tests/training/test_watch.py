@@ -1,7 +1,9 @@
 """What a run does beside its steps: validation, the best checkpoint, bad losses, traces, Weights & Biases."""
 
 import json
+import resource
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -171,6 +173,36 @@ def test_a_folder_that_cannot_be_written_is_said(tiny: Path, tmp_path: Path) -> 
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot be (opened|written)"):
         train(tiny_config(tiny, train__output=str(tmp_path / "file")), tmp_path / "file")
+
+
+def test_a_disk_that_is_full_in_mid_save_ends_the_run_and_harms_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files may not grow beyond what a metrics line needs once step 4 is made; the save of step 6 is the first hit."""
+    folder = tmp_path / "run"
+    config = tiny_config(tiny, train__output=str(folder), train__steps=8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    make = training_data.make_batches
+
+    def filling(*args: Any) -> Any:
+        for number, batch in enumerate(make(*args), 1):
+            if number == 5:
+                while not (folder / "checkpoints" / "3").exists():
+                    time.sleep(0.02)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+            yield batch
+
+    monkeypatch.setattr("affectgpt_jax.training.loop.make_batches", filling)
+    try:
+        with pytest.raises(UserError, match=r"could not be written .*\(the newest: step 3\); make room .* run again"):
+            train(config, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    monkeypatch.undo()
+    assert open_run(folder).step == 3
+    result = train(config, folder)
+    assert result.steps == 8
+    assert [line["step"] for line in lines(folder)][-5:] == [4, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize("steps", ["5", "0:3", "7:3", "a:b"])
