@@ -62,16 +62,16 @@ $(VENV)/bin/python:
 
 $(VENV)/.run-$(STAMP): | $(VENV)/bin/python
 	@test -f $(LOCK) || { echo "no lock for this Python ($(LOCK)); set PYTHON= to 3.11 or 3.12"; exit 1; }
-	$(PYTHON) -m pip --python $(BIN)/python install --quiet -c $(LOCK) -e .
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet --no-compile -c $(LOCK) -e .
 	@rm -f $(VENV)/.run-* $(VENV)/.dev-*; touch $@
 
 $(VENV)/.dev-$(STAMP): $(VENV)/.run-$(STAMP)
-	$(PYTHON) -m pip --python $(BIN)/python install --quiet -c $(LOCK) -e '.[dev,torch,faces]'
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet --no-compile -c $(LOCK) -e '.[dev,torch,faces]'
 	@touch $@
 
 beam:
 	test -x .venv-beam/bin/python || $(PYTHON) -m venv --without-pip .venv-beam
-	$(PYTHON) -m pip --python .venv-beam/bin/python install --quiet -c requirements/py$(VERSION)-beam.lock -e '.[beam,faces]' pytest
+	$(PYTHON) -m pip --python .venv-beam/bin/python install --quiet --no-compile -c requirements/py$(VERSION)-beam.lock -e '.[beam,faces]' pytest
 	.venv-beam/bin/python -m pytest -q tests/data_prep/test_beam.py
 
 lock:

@@ -13,7 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # Before jax is imported anywhere: the CPU, and compiled programs kept between runs.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile hundreds of tiny programs and run each a few times: a third of the compiler's work is enough.
-QUICK = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=2")
+QUICK = (
+    "backend_optimization_level=0",
+    "cpu_use_fusion_emitters=false",
+    "cpu_parallel_codegen_split_count=1",
+    "cpu_multi_thread_eigen=false",
+)
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in QUICK))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -98,6 +98,7 @@ def test_damage_on_the_way(storage: Storage) -> None:
     assert not list(place.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_training_on_it(storage: Storage, tmp_path: Path) -> None:
     """`data.shards` takes an address."""
     make_tokenizer(tmp_path / "tokenizer")

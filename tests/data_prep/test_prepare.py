@@ -324,7 +324,7 @@ def test_disk_full_loses_nothing(tmp_path: Path, clips: list[ClipRecord]) -> Non
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(UserError, match="disk is full: free some space and run the command again"):
+        with pytest.raises(UserError, match="disk is full: free some space and run it again"):
             prepare(clips, FakeEncoders(), SETTINGS, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

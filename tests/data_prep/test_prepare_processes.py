@@ -262,6 +262,7 @@ def _kill_at_event(clips: list[ClipRecord], out: Path, number: int, events: Any 
     prepare(clips, FakeEncoders(), SETTINGS, out)
 
 
+@pytest.mark.slow
 def test_kills_at_any_step_of_publishing(tmp_path: Path, clips: list[ClipRecord], whole: dict[str, bytes]) -> None:
     child = _child(_kill_at_event, clips, tmp_path / "done", 0)
     child.join(30)
@@ -401,6 +402,7 @@ np.savez(sys.argv[2], vision=vision, audio=audio, devices=len(devices))
 """
 
 
+@pytest.mark.slow
 def test_towers_use_all_devices(tmp_path: Path) -> None:
     from tests.inference.clip_run import write_towers
 

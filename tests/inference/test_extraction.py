@@ -235,6 +235,7 @@ def test_responses_are_those_of_transformers(language: Path, calls: Calls) -> No
     assert len(set(responses.values())) >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalise_prompt", [False, True])
 def test_the_penalty_counts_words_and_no_soft_tokens(penalise_prompt: bool) -> None:
     """Against the logits of every step and transformers' processor, for a model with soft tokens in its prompt."""
@@ -289,6 +290,7 @@ def test_prompts_are_padded_to_few_lengths() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_draws_depend_on_prompt_and_seed_alone(language: Path, calls: Calls, cache: Path) -> None:
     """In another batch, another order, and with some of the responses kept already."""
     options = {"sampling": SAMPLINGS["reference"], "max_new": 12}
@@ -302,6 +304,7 @@ def test_draws_depend_on_prompt_and_seed_alone(language: Path, calls: Calls, cac
     assert Extractor(language, batch=4, seed=1, **options).labels(ANSWERS) != together
 
 
+@pytest.mark.slow
 def test_half_precision_is_computed_in_bfloat16(language: Path, tmp_path: Path, calls: Calls) -> None:
     folder = changed(language, tmp_path / "half", torch_dtype="float16")
     file = folder / "model.safetensors"
@@ -515,6 +518,7 @@ def test_a_folder_by_rule(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not list(out.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_file_by_a_language_model(
     raw: Path,
     language: Path,

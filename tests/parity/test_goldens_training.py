@@ -17,6 +17,8 @@ from affectgpt_jax.weights.trainable import split
 from tests.parity import goldens
 
 GRADIENT = 2e-4  # of the tensor's largest entry
+QUICK = goldens.settings()[::4]
+"""A few of all kinds; the others are combinations of them."""
 TRAINABLE = ("^fusion/", "/lora_[ab]$")
 
 
@@ -34,7 +36,9 @@ def optimizer_config(g) -> OptimizerConfig:
     )
 
 
-@pytest.mark.parametrize("name", goldens.settings())
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in goldens.settings()]
+)
 def test_loss_gradients_and_three_steps(name):
     # Remat must not change a number: each setting takes its turn with one of the policies.
     g = goldens.golden(name, remat=("none", "names", "full")[goldens.settings().index(name) % 3])

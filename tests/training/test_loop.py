@@ -209,6 +209,7 @@ def test_without_absent_features_the_prompt_speaks_of_what_is_there(tiny: Path) 
     assert "nothing that mode 'audioonly' could go by" in refused.reason
 
 
+@pytest.mark.slow
 def test_another_split_of_rows_gives_the_same_steps(tiny: Path) -> None:
     """Two rounds of four rows and one round of eight are the same objective."""
     losses = []

@@ -17,7 +17,7 @@ from affectgpt_jax.weights.table import paths
 from tests.tiny_run import make_tiny, tiny_config
 
 
-@pytest.mark.parametrize("weighting", ["token", "sample"])
+@pytest.mark.parametrize("weighting", ["token", pytest.param("sample", marks=pytest.mark.slow)])
 def test_loss_and_gradients_of_packed_rows_are_those_of_single_samples(tmp_path: Path, weighting: str) -> None:
     make_tiny(tmp_path)
     found = []

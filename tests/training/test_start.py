@@ -58,6 +58,7 @@ def test_the_first_step_starts_where_the_other_ended(tiny: Path) -> None:
     assert any((leaf != expected[path]).any() for path, leaf in parameters(tiny / "fresh").items())
 
 
+@pytest.mark.slow
 def test_it_learns_on(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is new in the model is made from the seed and told; the steps count from nothing."""
     config = tiny_config(tiny, train__init_from=str(tiny / "first"), train__steps=2, model__decoder__lora__rank=3)
@@ -172,6 +173,7 @@ def test_converted_weights_are_no_training(tiny: Path, tmp_path: Path) -> None:
         train(load_config(tmp_path / "converted" / "config.yaml"), tmp_path / "converted")
 
 
+@pytest.mark.slow
 def test_another_corpus_on_request(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Resuming on other shards is refused, unless told."""
     shutil.copytree(tiny / "first", tmp_path / "run")

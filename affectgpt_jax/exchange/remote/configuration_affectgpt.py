@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of AffectGPT for transformers; `modeling_affectgpt.py` beside it says how to use the model."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from transformers import CLIPVisionConfig, HubertConfig, PretrainedConfig, Qwen2Config
 
-Part = PretrainedConfig | dict[str, Any] | None
+Part: TypeAlias = PretrainedConfig | dict[str, Any] | None
 
 
 class AffectGPTConfig(PretrainedConfig):
