@@ -11,6 +11,7 @@ real ones take longer.
 """
 
 import argparse
+import math
 import os
 import tempfile
 import time
@@ -236,9 +237,9 @@ def memory() -> int:
 
 
 def data_wait(config: RunConfig, tokenizer: Tokenizer, data: RunData, steps: int = 200) -> None:
-    """How long a step of 50 ms on another device waits for its batch of about 64 samples."""
+    """How long a step of 50 ms on another device waits for its batch of at least 64 samples."""
     rows = 64 / (len(data.plan.epoch(0).samples) / len(data.plan.epoch(0)))
-    config = config.model_copy(update={"train": config.train.model_copy(update={"rows": round(rows)})})
+    config = config.model_copy(update={"train": config.train.model_copy(update={"rows": math.ceil(rows)})})
     data = make_data(config, tokenizer, data.corpus, lambda line: None)
     waits, samples = [], 0
     with prefetch(make_batches(config, tokenizer, data, 0), lambda batch: (batch, jax.device_put(batch))) as batches:
