@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print(f"{sys.version_info.major}{sys.version_info.minor}")')
 LOCK := requirements/py$(VERSION).lock
 STAMP := $(shell cat $(LOCK) pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: demo demo-prefusion test test-all lint types contract pytest slow long bench beam lock clean
 
