@@ -136,6 +136,7 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
             save_config(config, folder / "config.yaml")
         barrier("run folder", AHEAD_SECONDS)
         facts = {
+            "config": settings,
             "corpus": corpus.fingerprint,
             "environment": {"python": platform.python_version(), **{name: version(name) for name in ENVIRONMENT}},
             "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",

@@ -205,6 +205,7 @@ def test_the_synthetic_language_costs_what_it_costs_qwen(tmp_path: Path) -> None
 # The folder
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_files(towers: Path, tmp_path: Path) -> None:
     told: list[Progress] = []
     report = train_towers(tmp_path / "apart", TINY, workers=2, tell=told.append)

@@ -189,6 +189,7 @@ def test_by_rule() -> None:
 # Generation
 
 
+@pytest.mark.slow
 def test_responses_are_those_of_transformers(language: Path, calls: Calls) -> None:
     """Token for token, in batches padded in length and number as alone; then the text that is left of them."""
     torch = pytest.importorskip("torch")

@@ -47,7 +47,7 @@ def smallest(folder: Path, **changes: object) -> RunConfig:
     """
     model = {"mode": "face_text", "prefusion": "none", "video": "mean", "audio": "mean", "decoder__layers": 1}
     given = {f"model__{key}": value for key, value in model.items()}
-    optimizer = {"train__optimizer__eps": 1e-3, "train__optimizer__end": 1e-3, "train__accumulate": 1}
+    optimizer = {"train__optimizer__eps": 1e-3, "train__optimizer__end": 1e-3}
     return tiny_config(folder, **{**given, **optimizer, **changes})  # type: ignore[arg-type]
 
 

@@ -94,6 +94,7 @@ def test_two_packed_passes_compile_nothing_and_move_nothing_unasked(
     assert ", 0 of them after the first step" in said
 
 
+@pytest.mark.slow
 def test_the_saved_config_starts_the_same_run(finished: Path, tiny: Path) -> None:
     from affectgpt_jax.config import load_config
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from affectgpt_jax.config import RunConfig
+from affectgpt_jax.config import RunConfig, load_config
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.runs import open_run
 from affectgpt_jax.training import data as training_data
@@ -75,6 +75,8 @@ def test_what_validation_measures(validated: Path) -> None:
     assert [path.name for path in (validated / "best").iterdir()] == [str(best["step"])]
     facts = json.loads((validated / "checkpoints" / "6" / "facts" / "metadata").read_text())
     assert facts["best"] == {"step": best["step"], "value": best["validation_loss"]}
+    assert RunConfig.model_validate(facts["config"]) == load_config(validated / "config.yaml")
+    assert {"python", "jax"} <= set(facts["environment"])
 
 
 def test_a_run_without_validation_has_no_best(plain: Path) -> None:
