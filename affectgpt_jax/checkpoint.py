@@ -46,7 +46,13 @@ class Checkpoints:
             else:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 options = ocp.CheckpointManagerOptions(
-                    max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
+                    max_to_keep=keep,
+                    keep_period=keep_every or None,
+                    cleanup_tmp_directories=True,
+                    # Two folders of a run may be saving the same step: their barriers are not each other's.
+                    multiprocessing_options=ocp.options.MultiprocessingOptions(
+                        barrier_sync_key_prefix=self.folder.name
+                    ),
                 )
                 self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
