@@ -21,6 +21,7 @@ from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.nn.stack import FEW
 from affectgpt_jax.sharding import make_mesh, parameter_shardings
 from affectgpt_jax.training import loop
+from affectgpt_jax.training.data import make_batches, make_data, open_training_shards
 from affectgpt_jax.training.step import gradients
 from affectgpt_jax.weights.files import write_folder
 from affectgpt_jax.weights.initial import base_shapes, initial_parameters, parameter_shapes, resolve
@@ -116,10 +117,8 @@ def test_loss_and_gradients_are_those_of_the_rounded_base_and_near_those_of_the_
 
 def first_batch(config: RunConfig, tokenizer: Tokenizer) -> Batch:
     """The first rows that a run reads."""
-    corpus = open_shards(config, "train")
-    ask = loop.make_asker(config, tokenizer)
-    plan, samples = loop.make_plan(config, corpus, ask, lambda _: None)
-    host = next(loop._batches(config, corpus, plan, samples, ask, tokenizer, 0, None))
+    data = make_data(config, tokenizer, open_training_shards(config), lambda _: None)
+    host = next(make_batches(config, tokenizer, data, 0))
     return jax.tree.map(lambda x: jnp.asarray(x[0]), host)
 
 
