@@ -15,6 +15,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print(f"{sys.version_info.major}{sy
 LOCK := requirements/py$(VERSION).lock
 STAMP := $(shell cat $(LOCK) pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 15
 
 .PHONY: demo demo-prefusion test test-all lint types contract pytest slow long bench beam lock clean
 
@@ -37,13 +38,13 @@ contract: $(VENV)/.dev-$(STAMP)
 	$(BIN)/lint-imports --no-cache
 
 pytest: $(VENV)/.dev-$(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 15 -m "not slow and not long and not gpu"
+	$(PYTEST) -m "not slow and not long and not gpu"
 
 slow: $(VENV)/.dev-$(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 15 -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu"
 
 long: $(VENV)/.dev-$(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 15 -m "long and not gpu"
+	$(PYTEST) -m "long and not gpu"
 
 test-all:
 	set -e; for python in $(PYTHONS); do \

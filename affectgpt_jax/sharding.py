@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from affectgpt_jax.config.networks import ModelConfig
@@ -61,8 +62,8 @@ def _sizes(config: MeshConfig, count: int) -> tuple[int, ...]:
 def place(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     """The devices in the shape of the mesh, hardware slices along its outermost axes.
 
-    Within a slice `jax.make_mesh` decides by the topology. Devices that know no slice (a CPU's) stay in the order of
-    the processes, so that the outermost axis goes over processes.
+    Within a slice JAX decides by the topology; where sizes do not follow a TPU's own axes, those are split. Devices
+    that know no slice (a CPU's) stay in the order of the processes, so that the outermost axis goes over processes.
 
     Args:
       sizes: of `MESH_AXES`.
@@ -84,22 +85,11 @@ def place(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
         outer.append(math.gcd(size, left))
         inner.append(size // outer[-1])
         left //= outer[-1]
-    parts = np.stack([_within(inner, slices[index]) for index in sorted(slices)]).reshape(*outer, *inner)
+    # `jax.make_mesh` would refuse to split axes of all TPUs but v5e.
+    within = [create_device_mesh(inner, slices[index], allow_split_physical_axes=True) for index in sorted(slices)]
+    parts = np.stack(within).reshape(*outer, *inner)
     axes = len(sizes)
     return parts.transpose([i + j for i in range(axes) for j in (0, axes)]).reshape(sizes)
-
-
-def _within(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
-    """The devices of one slice in the shape of its part of the mesh."""
-    try:
-        mesh = jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
-    except NotImplementedError as error:  # what JAX raises where sizes do not follow the axes of a TPU's topology
-        shown = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
-        raise UserError(
-            f"mesh: a slice of this job cannot be laid out as {shown}: {error}; use sizes that are products of the "
-            "topology's own (of 4x4: 4 and 16)"
-        ) from error
-    return mesh.devices
 
 
 def run_mesh(config: RunConfig) -> Mesh:

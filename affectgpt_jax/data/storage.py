@@ -105,7 +105,6 @@ def _fetch_stream(files: Any, source: str, place: Path, stream: str) -> None:
     manifest = folder / MANIFEST
     if manifest.is_file() and manifest.read_bytes() == content:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     for name in Manifest.model_validate_json(content).metadata:
         _fetch(files, f"{source}/{name}", folder / name, source)
     with replacing(manifest) as draft:

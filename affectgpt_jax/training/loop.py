@@ -92,6 +92,7 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
     corpus = open_training_shards(config)
     checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.train.keep, keep_every=config.train.keep_every)
     bests = Checkpoints(folder / BEST, keep=1) if config.validation.every else None
+    managers = [manager for manager in (checkpoints, bests) if manager is not None]
     resumed = checkpoints.latest is not None
     if resumed and not checkpoints.holds("progress"):
         raise UserError(
@@ -154,7 +155,11 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
             checkpoints.wait()
             return None if checkpoints.latest is None else _state(checkpoints.restore(_items(abstract)).items)
 
-        store = Store(partial(save, checkpoints), partial(save, bests), checkpoints.check, newest)
+        def check() -> None:
+            for manager in managers:
+                manager.check()
+
+        store = Store(partial(save, checkpoints), partial(save, bests), check, newest)
         place, part = partial(put_batch, setup.mesh), part_of_batch(batch_sharding(setup.mesh), config.train.rows)
         every = config.validation.every
         validator = Validator(config, tokenizer, setup.model, setup.mesh, part, log.say) if every else None
@@ -168,11 +173,12 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
             try:
                 state = loop.run(state, batches, tracer, asked_to_stop)
             except UserError:
-                checkpoints.wait()  # what was being saved is whole
+                for manager in managers:
+                    manager.wait()  # what was being saved is whole
                 raise
         last = int(state.step)
         store.save(last, state, loop.best)
-        for manager in filter(None, (checkpoints, bests)):
+        for manager in managers:
             manager.wait()
         finished = last >= config.train.steps
         seconds = time.perf_counter() - started
@@ -181,7 +187,7 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
             f"{compiles.count} programs compiled or found in the cache ({compiles.hits}), {loop.compiled_late} of them "
             f"after the first step; {goodput.share:.0%} of the run's time went into its steps"
         )
-    for manager in filter(None, (checkpoints, bests)):
+    for manager in managers:
         manager.close()
     return Result(last, finished, loop.last_loss, seconds, compiles.count)
 

@@ -123,6 +123,30 @@ def test_the_outermost_axes_go_over_the_slices_of_the_hardware(sizes: tuple[int,
         assert (found == found[..., :1]).all()
 
 
+@dataclass(frozen=True)
+class Tpu:
+    """A chip of a slice of 4 x 4."""
+
+    id: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    slice_index: int = 0
+    process_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v6 lite"
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 1, 4), (1, 1, 16, 1), (1, 8, 1, 2), (1, 2, 4, 2), (1, 2, 2, 4)])
+def test_any_size_that_divides_a_slice_can_be_laid_over_it(sizes: tuple[int, ...]) -> None:
+    """Also those that the slice's own axes of four do not follow; what talks most stays within reach."""
+    placed = place(sizes, [Tpu(4 * y + x, (x, y, 0)) for y in range(4) for x in range(4)])
+    assert placed.shape == sizes
+    assert len(set(placed.flat)) == 16
+    for group in placed.reshape(-1, sizes[-1]):
+        spread = np.ptp([chip.coords for chip in group], axis=0)
+        assert np.count_nonzero(spread) <= 1  # a line
+
+
 def test_slices_that_the_hardware_does_not_have() -> None:
     with pytest.raises(UserError, match=r"mesh.slice=3 does not divide the 4 slices of this job; use 2 or 4"):
         place((3, 4, 1, 1), CHIPS)
