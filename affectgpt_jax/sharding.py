@@ -6,7 +6,7 @@ only), `fsdp` (batch, and parameters split along their width), `tensor` (heads, 
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -37,11 +37,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
       UserError: sizes that do not multiply to the number of devices, or that the hardware's slices do not allow.
     """
     devices = jax.devices() if devices is None else list(devices)
-    placed = place(_sizes(config, len(devices)), devices)
+    placed = place(tuple(mesh_sizes(config, len(devices)).values()), devices)
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def _sizes(config: MeshConfig, count: int) -> tuple[int, ...]:
+def mesh_sizes(config: MeshConfig, count: int) -> dict[str, int]:
+    """The size of each axis on a number of devices.
+
+    Raises:
+      UserError: sizes that do not multiply to it.
+    """
     sizes = [getattr(config, axis) for axis in MESH_AXES]
     shown = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
     known = math.prod(size for size in sizes if size > 0)
@@ -56,7 +61,7 @@ def _sizes(config: MeshConfig, count: int) -> tuple[int, ...]:
         raise UserError(
             f"{shown} needs {known} devices, {count} are there; set one size to -1 to take what the others leave"
         )
-    return tuple(sizes)
+    return dict(zip(MESH_AXES, sizes, strict=True))
 
 
 def place(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
@@ -92,29 +97,44 @@ def place(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     return parts.transpose([i + j for i in range(axes) for j in (0, axes)]).reshape(sizes)
 
 
-def run_mesh(config: RunConfig) -> Mesh:
-    """The mesh of a run, checked against the sizes of its model and its batch.
+def run_mesh(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a run, checked.
 
     Args:
       config: the run, resolved.
+      devices: all devices of the job by default.
 
     Raises:
-      UserError: sizes of the mesh that do not divide what lies over them, with the nearest that do.
+      UserError: sizes of the mesh that do not fit the devices, the model or the batch.
     """
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, devices)
+    check_mesh(config, mesh.shape)
+    return mesh
+
+
+def check_mesh(config: RunConfig, sizes: Mapping[str, int]) -> None:
+    """Hold the sizes of a mesh against those of a run's model and batch.
+
+    Args:
+      config: the run, resolved.
+      sizes: by axis.
+
+    Raises:
+      UserError: sizes that do not divide what lies over them, with the nearest that do.
+    """
+    devices = math.prod(sizes.values())
     for axis, parts in split_sizes(config.model).items():
-        size, legal = mesh.shape[axis], divisors(math.gcd(mesh.size, *parts.values()))
+        size, legal = sizes[axis], divisors(math.gcd(devices, *parts.values()))
         if size not in legal:
             against = ", ".join(f"{key}={count}" for key, count in parts.items() if count % size)
             raise UserError(f"mesh.{axis}={size} does not divide {against}; use {nearest(size, legal)}")
-    rows, shards = config.train.rows, batch_shards(mesh)
+    rows, shards = config.train.rows, batch_shards(sizes)
     if rows % shards:
         more = -(-rows // shards) * shards
         raise UserError(
             f"train.rows={rows} cannot be split over mesh.slice * mesh.data * mesh.fsdp = {shards}; "
             f"use {nearest(rows, range(shards, more + 1, shards))}"
         )
-    return mesh
 
 
 def split_sizes(model: ModelConfig) -> dict[str, dict[str, int]]:
@@ -151,9 +171,9 @@ def nearest(size: int, legal: Sequence[int]) -> str:
     return " or ".join(str(n) for n in (*below[-1:], above[0]))
 
 
-def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are split."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+def batch_shards(sizes: Mapping[str, int]) -> int:
+    """Into how many parts a mesh of these sizes splits the rows of a batch."""
+    return math.prod(sizes[axis] for axis in BATCH_AXES)
 
 
 def parameter_shardings(mesh: Mesh, params: Any) -> Any:

@@ -74,23 +74,31 @@ def make_generate(
       `generate(params, prompts, keys) -> Answers` with a random key a row; it compiles once per bucket of prompts.
       A row's answer depends on its own prompt and key alone.
     """
-    sequences = tuple(tuple(int(i) for i in sequence) for sequence in stop)
-    return _compiled(model, max_new, sequences, sampling)
-
-
-@functools.cache
-def _compiled(
-    model: AffectGPT, max_new: int, stop: StopSequences, sampling: Sampling
-) -> Callable[[Any, Prompts, Array], Answers]:
-    """Another checkpoint of the same network finds it compiled."""
-    read = jax.jit(partial(_prefill, model, max_new))
-    write = jax.jit(partial(_decode, model, max_new, stop, sampling))
+    read, write = programs(model, max_new, tuple(tuple(int(i) for i in sequence) for sequence in stop), sampling)
 
     def generate(params: Any, prompts: Prompts, keys: Array) -> Answers:
         logits, cache = read(params, prompts)
         return write(params, prompts, logits, cache, keys)
 
     return generate
+
+
+@functools.cache
+def programs(
+    model: AffectGPT, max_new: int, stop: StopSequences, sampling: Sampling
+) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+    """What reads prompts, and what writes answers; another checkpoint of the same network finds them compiled.
+
+    Args:
+      model: the network.
+      max_new: new tokens a row at most.
+      stop: id sequences that end an answer.
+      sampling: how tokens are drawn.
+
+    Returns:
+      `(params, prompts) -> (logits, cache)` and `(params, prompts, logits, cache, keys) -> Answers`.
+    """
+    return jax.jit(partial(_prefill, model, max_new)), jax.jit(partial(_decode, model, max_new, stop, sampling))
 
 
 def _prefill(model: AffectGPT, max_new: int, params: Any, prompts: Prompts) -> Any:

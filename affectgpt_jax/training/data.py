@@ -1,10 +1,11 @@
 """A run's data: from its config to the plan and this process's batches."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.data.asker import Asker
@@ -126,6 +127,21 @@ def _teller(root: str, say: Callable[[str], None]) -> Callable[[int, int], None]
     return report
 
 
+def batch_shape(
+    config: RunConfig, rows: int, streams: Mapping[str, tuple[int, int]], feature_dtype: npt.DTypeLike
+) -> BatchShape:
+    """The shape of a round of a run's batches.
+
+    Args:
+      config: the run, resolved.
+      rows: of the round, or of this process's part of it.
+      streams: time steps and width of each stream's features.
+      feature_dtype: their type.
+    """
+    data, soft = config.data, layout_size(model_layout(config))
+    return BatchShape(rows, data.row_length, data.row_targets, data.row_samples, soft, streams, feature_dtype)
+
+
 def make_batches(
     config: RunConfig,
     tokenizer: Tokenizer,
@@ -161,15 +177,7 @@ def make_batches(
         hide=config.data.hide.model_dump(),
         seed=config.train.seed,
     )
-    shape = BatchShape(
-        rows=config.train.rows // part[1],
-        length=config.data.row_length,
-        targets=config.data.row_targets,
-        samples=config.data.row_samples,
-        soft=layout_size(model_layout(config)),
-        streams=shapes,
-        feature_dtype=np.float32 if media else np.float16,
-    )
+    shape = batch_shape(config, config.train.rows // part[1], shapes, np.float32 if media else np.float16)
     return training_batches(
         data.plan,
         loader,

@@ -4,7 +4,6 @@ One multiply and one add count as two. Work done again by remat, padding and emp
 """
 
 import time
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,21 +12,8 @@ import numpy as np
 
 from affectgpt_jax.config.networks import DecoderConfig
 from affectgpt_jax.data.batch import Batch
+from affectgpt_jax.training.chips import find_chip
 from affectgpt_jax.weights.table import paths
-
-# Dense bf16 peaks in FLOP/s by the device kind JAX reports, from the vendors' data sheets.
-PEAKS: Mapping[str, float] = {
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-}
 
 
 class Work(NamedTuple):
@@ -89,8 +75,8 @@ def peak_flops() -> tuple[float, str]:
     Unknown devices (CPUs above all) are timed on a float32 matrix product.
     """
     device = jax.devices()[0]
-    if (peak := PEAKS.get(device.device_kind)) is not None:
-        return peak * jax.device_count(), f"{device.device_kind}, bf16 data sheet"
+    if (chip := find_chip(device.device_kind)) is not None:
+        return chip.flops * jax.device_count(), f"{device.device_kind}, bf16 data sheet"
     size = 1024
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda x: x @ x)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from affectgpt_jax.config import RunConfig
@@ -13,8 +14,32 @@ from affectgpt_jax.sharding import parameter_shardings, replicated, run_mesh, st
 from affectgpt_jax.training.optimizer import make_optimizer
 from affectgpt_jax.training.state import TrainState, new_state
 from affectgpt_jax.training.step import Metrics, make_step
-from affectgpt_jax.weights.initial import initial_parameters, parameter_shapes
+from affectgpt_jax.weights.initial import held_shapes, initial_parameters
 from affectgpt_jax.weights.trainable import Tree, split
+
+Step = Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]
+
+
+class Design(NamedTuple):
+    """A run before any of its arrays exist: what follows from its config and its mesh.
+
+    Attributes:
+      mesh: of all devices of the job.
+      model: the network.
+      optimizer: of the trainable tree.
+      params: all parameters as shapes, each with its sharding.
+      frozen: those of them that are not trained.
+      state: the training state in the same way.
+      step: takes a step, compiled at its first call, which must see the mesh (`sharding.under`); donates the state.
+    """
+
+    mesh: Mesh
+    model: AffectGPT
+    optimizer: optax.GradientTransformation
+    params: Tree
+    frozen: Tree
+    state: TrainState
+    step: jax.stages.Wrapped
 
 
 class Setup(NamedTuple):
@@ -25,7 +50,22 @@ class Setup(NamedTuple):
     frozen: Tree
     state: TrainState
     shardings: TrainState
-    step: Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]
+    step: Step
+
+
+def design(config: RunConfig, mesh: Mesh) -> Design:
+    """Lay out a resolved config over a mesh; its devices may be of another machine."""
+    model = AffectGPT(config.model)
+    shapes = held_shapes(config, model)
+    params = _placed(shapes, parameter_shardings(mesh, shapes))
+    trainable, frozen = split(config.model, params, config.train.trainable)
+    optimizer = make_optimizer(config.train.optimizer, config.train.steps)
+    state = jax.eval_shape(lambda params: new_state(params, optimizer), trainable)
+    shardings = state_shardings(mesh, state, trainable)
+    seed = config.train.seed if config.train.dropout else None
+    step = make_step(model, optimizer, dropout_seed=seed, guarded=config.train.bad_loss != "stop")
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return Design(mesh, model, optimizer, params, frozen, _placed(state, shardings), compiled)
 
 
 def set_up(config: RunConfig, given: Mapping[str, Any] | None = None) -> Setup:
@@ -35,16 +75,17 @@ def set_up(config: RunConfig, given: Mapping[str, Any] | None = None) -> Setup:
       config: the run.
       given: parameters by path to start from, see `initial_parameters`.
     """
-    mesh = run_mesh(config)
-    model = AffectGPT(config.model)
-    params = initial_parameters(config, model, parameter_shardings(mesh, parameter_shapes(model)), given)
+    plan = design(config, run_mesh(config))
+    places, shardings = _places(plan.params), _places(plan.state)
+    params = initial_parameters(config, plan.model, places, given)
     trainable, frozen = split(config.model, params, config.train.trainable)
-    optimizer = make_optimizer(config.train.optimizer, config.train.steps)
-    abstract = jax.eval_shape(lambda: new_state(trainable, optimizer))
-    shardings = state_shardings(mesh, abstract, trainable)
-    start = jax.jit(lambda params: new_state(params, optimizer), donate_argnums=0, out_shardings=shardings)
-    state = start(trainable)
-    seed = config.train.seed if config.train.dropout else None
-    step = make_step(model, optimizer, dropout_seed=seed, guarded=config.train.bad_loss != "stop")
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    return Setup(mesh, model, frozen, state, shardings, under(mesh, compiled))
+    start = jax.jit(lambda params: new_state(params, plan.optimizer), donate_argnums=0, out_shardings=shardings)
+    return Setup(plan.mesh, plan.model, frozen, start(trainable), shardings, under(plan.mesh, plan.step))
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
+
+
+def _places(shapes: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, shapes)

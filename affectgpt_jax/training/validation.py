@@ -99,7 +99,7 @@ class Validator:
             return {}
         settings = self._run.config.evaluate
         run = self._run._replace(params=join(params, frozen))
-        shards = batch_shards(self._mesh)
+        shards = batch_shards(self._mesh.shape)
         answerer = Answerer(run, batch=-(-settings.batch // shards) * shards, max_new=settings.max_new)
         clips = range(self._answered)
         with jax.set_mesh(self._mesh):

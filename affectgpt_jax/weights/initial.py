@@ -105,19 +105,33 @@ def fresh_parameters(config: RunConfig, model: AffectGPT, shardings: Any, wanted
     return jax.jit(init, out_shardings=nest(places), compiler_options=quick)()
 
 
+def held_shapes(config: RunConfig, model: AffectGPT) -> dict[str, Any]:
+    """All parameters as shapes in the types that a run holds them in.
+
+    What comes from the base is of the decoder's type, or int8; what is trained (the masters) and what is made anew is
+    float32.
+    """
+
+    def held(path: str, leaf: Any) -> Any:
+        same = leaf.dtype == jnp.int8 or path.endswith(SCALE) or not in_base(config, path)
+        trained = is_trained(config.model, path, config.train.trainable)
+        return leaf if same or trained else jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(config.model.decoder.dtype))
+
+    return nest({path: held(path, leaf) for path, leaf in paths(parameter_shapes(model)).items()})
+
+
 def base_shapes(config: RunConfig, model: AffectGPT) -> dict[str, Any]:
     """The parameters that stand in the base's folder, as shapes in the type they are read in; empty without a base.
 
-    That is the decoder's type, but float32 for what is trained (the masters) and for what becomes int8.
+    That is the type they are held in, but float32 for what becomes int8.
     """
 
-    def dtype(path: str, held: Any) -> Any:
-        exact = held == jnp.int8 or is_trained(config.model, path, config.train.trainable)
-        return jnp.dtype(jnp.float32 if exact else config.model.decoder.dtype)
+    def read(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.float32) if leaf.dtype == jnp.int8 else leaf
 
-    flat = {path: x for path, x in paths(parameter_shapes(model)).items() if in_base(config, path)}
-    stored = {path: x for path, x in flat.items() if not path.endswith(SCALE)}
-    return nest({path: jax.ShapeDtypeStruct(x.shape, dtype(path, x.dtype)) for path, x in stored.items()})
+    flat = paths(held_shapes(config, model))
+    stored = {path: x for path, x in flat.items() if in_base(config, path) and not path.endswith(SCALE)}
+    return nest({path: read(x) for path, x in stored.items()})
 
 
 def read_base(config: RunConfig, model: AffectGPT, shardings: Any) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def what(config: RunConfig, mesh: Mesh, found: Collective) -> str:
     """What an exchanged array is, by its shape."""
     sizes = dict(mesh.shape)
     tensor, part = sizes["tensor"], WIDTH // sizes["fsdp"]
-    rows = ROWS // batch_shards(mesh)
+    rows = ROWS // batch_shards(mesh.shape)
     group = rows * sizes["fsdp"]
     shape = tuple(size for size in found.shape if size != 1)  # the pieces of an all-to-all have axes of one more
     if not shape:

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from affectgpt_jax import sharding
 from affectgpt_jax.config import build_config
 from affectgpt_jax.config.run import MeshConfig
 from affectgpt_jax.errors import UserError
-from affectgpt_jax.sharding import make_mesh, place, run_mesh
+from affectgpt_jax.sharding import check_mesh, make_mesh, place, run_mesh
 from tests.sharding.programs import QFORMER, make_config
 
 
@@ -78,13 +77,10 @@ def test_sizes_that_the_run_does_not_allow(changes: dict[str, Any], message: str
         run_mesh(make_config(**changes))
 
 
-def test_the_remedy_names_the_sizes_below_and_above(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Twelve:
-        size, shape = 12, {"slice": 1, "data": 1, "fsdp": 4, "tensor": 3}
-
-    monkeypatch.setattr(sharding, "make_mesh", lambda config: Twelve())
+def test_the_remedy_names_the_sizes_below_and_above() -> None:
+    config = make_config({}, model__decoder__heads=24, model__decoder__kv_heads=4)
     with pytest.raises(UserError, match=r"mesh.tensor=3 does not divide model.decoder.kv_heads=4; use 2 or 4$"):
-        run_mesh(make_config({}, model__decoder__heads=24, model__decoder__kv_heads=4))
+        check_mesh(config, {"slice": 1, "data": 1, "fsdp": 4, "tensor": 3})
 
 
 @dataclass(frozen=True)
