@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from affectgpt_jax.config.networks import ModelConfig
 from affectgpt_jax.config.run import MeshConfig, RunConfig
@@ -39,6 +39,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = jax.devices() if devices is None else list(devices)
     placed = place(tuple(mesh_sizes(config, len(devices)).values()), devices)
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def abstract_mesh(config: MeshConfig, count: int) -> AbstractMesh:
+    """The mesh that so many devices would form, wherever they are; raises as `make_mesh`, but knows no hardware."""
+    return AbstractMesh(tuple(mesh_sizes(config, count).values()), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES))
 
 
 def mesh_sizes(config: MeshConfig, count: int) -> dict[str, int]:
@@ -176,7 +181,7 @@ def batch_shards(sizes: Mapping[str, int]) -> int:
     return math.prod(sizes[axis] for axis in BATCH_AXES)
 
 
-def parameter_shardings(mesh: Mesh, params: Any) -> Any:
+def parameter_shardings(mesh: Mesh | AbstractMesh, params: Any) -> Any:
     """A sharding for each parameter, by its row of the weight tables.
 
     Raises:

@@ -1,7 +1,9 @@
 """A run small enough for a test: a trained tokenizer, random features in real shards, a config."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -43,9 +45,13 @@ def make_texts(count: int, split: str) -> list[TextRecord]:
 
 
 def make_shards(
-    root: Path, counts: dict[str, int], absent: frozenset[int] = frozenset(), encoder: str = "random"
+    root: Path,
+    counts: dict[str, int],
+    absent: frozenset[int] = frozenset(),
+    encoder: str = "random",
+    weights: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
-    """Shards of texts and random features; samples of `absent` lack a face."""
+    """Shards of texts and random features; samples of `absent` lack a face. `weights` are hashes by stream."""
     staged = root / "staged"
     texts = {split: make_texts(count, split) for split, count in counts.items()}
     for stream, width in (("face@8", VISION_WIDTH), ("audio@8", AUDIO_WIDTH)):
@@ -57,7 +63,7 @@ def make_shards(
             features[~present] = 0
             names = [record.name for record in records]
             entries[split] = [write_feature_shard(staged / stream, split, 0, 1, names, features, present)]
-        provenance = {"encoder": encoder, "weights": "0", "width": width}
+        provenance = {"encoder": encoder, "weights": weights.get(stream, "0"), "width": width}
         publish_stream(staged / stream, root, stream, entries, provenance, (8, width))
     entries = {split: [write_text_shard(staged / TEXT, split, 0, 1, records)] for split, records in texts.items()}
     publish_stream(staged / TEXT, root, TEXT, entries, {"corpus": "tiny"})

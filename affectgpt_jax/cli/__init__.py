@@ -23,6 +23,7 @@ COMMANDS = {
     "prepare": "decode and encode a corpus into feature shards",
     "tfds": "write joined streams or the clips themselves as TFDS data sets",
     "train": "train a model",
+    "doctor": "check machine, data, weights and sizes before a run",
     "explain": "show what the model sees of one sample",
     "evaluate": "answer a corpus split and score the answers",
     "predict": "answer questions about your own clips",

@@ -13,7 +13,7 @@ def stage_bar(stage: str, total: int) -> Iterator[Callable[[str], Report]]:
 
     Args:
       stage: what is done.
-      total: number of parts.
+      total: number of parts; 0 if it is not known beforehand.
 
     Yields:
       Begins a part under a title, and returns what its progress is told to.
@@ -30,7 +30,7 @@ def stage_bar(stage: str, total: int) -> Iterator[Callable[[str], Report]]:
         def begin(title: str) -> Report:
             nonlocal begun
             begun += 1
-            progress.reset(task, description=f"{stage} {begun}/{total}: {title}")
+            progress.reset(task, description=f"{stage} {begun}/{total}: {title}" if total else f"{stage}: {title}")
             return lambda done, clips: progress.update(task, completed=done, total=clips)
 
         yield begin
