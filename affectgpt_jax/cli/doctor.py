@@ -22,6 +22,7 @@ Exit status: 0 if there is no fault, 1 if there is one, 2 if the command is wron
 import argparse
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             question = Question(
                 config,
                 unreadable,
-                " ".join([args.config or "CONFIG", *args.overrides]),
+                shlex.join([args.config or "CONFIG", *args.overrides]),
                 args.devices,
                 args.wheel_dir,
                 args.fast,

@@ -16,9 +16,14 @@ from typing import Any
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.config.networks import DecoderConfig
 from affectgpt_jax.doctor.findings import Finding, Question, amount, fault
+from affectgpt_jax.doctor.room import resolved
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.model_folders import hub_name, model_folder
-from affectgpt_jax.weights.files import INDEX, SINGLE, SafetensorsFolder, part_config
+from affectgpt_jax.models.affectgpt import AffectGPT
+from affectgpt_jax.weights.files import INDEX, SINGLE, SafetensorsFolder, open_part, part_config
+from affectgpt_jax.weights.initial import base_shapes
+from affectgpt_jax.weights.networks import DECODER
+from affectgpt_jax.weights.table import readers
 from affectgpt_jax.weights.towers import audio_config, vision_config
 
 SUMS = "SHA256SUMS"
@@ -45,8 +50,23 @@ def named_folders(config: RunConfig) -> dict[str, tuple[str, str]]:
 
 def weights(question: Question) -> Iterator[Finding]:
     """Every folder of weights that the config names."""
-    for key, (part, folder) in named_folders(question.config).items() if question.config else ():
-        yield from check_folder(key, part, folder, question)
+    if question.config is None:
+        return
+    for key, (part, folder) in named_folders(question.config).items():
+        found = list(check_folder(key, part, folder, question))
+        if key == "weights.language" and all(finding.status == "ok" for finding in found):
+            found = list(_fitting(question.config, folder)) or found
+        yield from found
+
+
+def _fitting(config: RunConfig, name: str) -> Iterator[Finding]:
+    """Whether the tensors of the base are those of the network that its config.json describes."""
+    config = resolved(config)
+    try:
+        shapes, tensors = base_shapes(config, AffectGPT(config.model)), open_part(name, "language")[1]
+        next(readers(DECODER, shapes, tensors, name), None)
+    except UserError as error:
+        yield fault("weights.language", error, fetch(name, model_folder(name)))
 
 
 def check_folder(key: str, part: str, name: str, question: Question) -> Iterator[Finding]:

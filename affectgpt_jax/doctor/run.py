@@ -225,7 +225,11 @@ def start(question: Question) -> Iterator[Finding]:
         what = f"train.init_from={origin}: there is no such run folder, export or .pth file"
         yield Finding("start", "fault", what, "train.init_from=a folder or file that is there")
     elif (Path(origin) / "config.yaml").is_file():
-        yield Finding("start", "ok", f"{folder} begins with {origin}, step {run_steps(origin)[-1]:,}")
+        if steps := run_steps(origin):
+            yield Finding("start", "ok", f"{folder} begins with {origin}, step {steps[-1]:,}")
+        else:
+            what = f"train.init_from={origin} has no checkpoint yet"
+            yield Finding("start", "fault", what, "let it train up to its first one, or name another run")
     else:
         yield Finding("start", "ok", f"{folder} begins with {origin} ({kind_of(Path(origin))})")
 
