@@ -24,6 +24,8 @@ from affectgpt_jax.weights.table import logical_axes
 P = ParamSpec("P")
 R = TypeVar("R")
 Axes = tuple[str | None, ...]
+AnyMesh = Mesh | AbstractMesh
+"""Devices that are there, or the mere shape of their mesh."""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -181,7 +183,7 @@ def batch_shards(sizes: Mapping[str, int]) -> int:
     return math.prod(sizes[axis] for axis in BATCH_AXES)
 
 
-def parameter_shardings(mesh: Mesh | AbstractMesh, params: Any) -> Any:
+def parameter_shardings(mesh: AnyMesh, params: Any) -> Any:
     """A sharding for each parameter, by its row of the weight tables.
 
     Raises:
@@ -209,7 +211,7 @@ def _is_axes(node: Any) -> bool:
     return isinstance(node, tuple)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
     """On every device whole."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -221,12 +223,12 @@ def whole(leaf: Any) -> np.ndarray:
     return np.asarray(leaf)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """For arrays [rounds, rows, ...]: rows over the batch axes."""
     return NamedSharding(mesh, spec(None, "batch"))
 
 
-def state_shardings(mesh: Mesh, state: Any, params: Any) -> Any:
+def state_shardings(mesh: AnyMesh, state: Any, params: Any) -> Any:
     """Shardings of a training state: optimizer moments lie as their parameters do, scalars everywhere.
 
     Args:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.models.affectgpt import AffectGPT
-from affectgpt_jax.sharding import parameter_shardings, replicated, run_mesh, state_shardings, under
+from affectgpt_jax.sharding import AnyMesh, parameter_shardings, replicated, run_mesh, state_shardings, under
 from affectgpt_jax.training.optimizer import make_optimizer
 from affectgpt_jax.training.state import TrainState, new_state
 from affectgpt_jax.training.step import Metrics, make_step
@@ -33,7 +33,7 @@ class Design(NamedTuple):
       step: takes a step, compiled at its first call, which must see the mesh (`sharding.under`); donates the state.
     """
 
-    mesh: Mesh
+    mesh: AnyMesh
     model: AffectGPT
     optimizer: optax.GradientTransformation
     params: Tree
@@ -53,7 +53,7 @@ class Setup(NamedTuple):
     step: Step
 
 
-def design(config: RunConfig, mesh: Mesh) -> Design:
+def design(config: RunConfig, mesh: AnyMesh) -> Design:
     """Lay out a resolved config over a mesh; its devices may be of another machine."""
     model = AffectGPT(config.model)
     shapes = held_shapes(config, model)
@@ -75,12 +75,13 @@ def set_up(config: RunConfig, given: Mapping[str, Any] | None = None) -> Setup:
       config: the run.
       given: parameters by path to start from, see `initial_parameters`.
     """
-    plan = design(config, run_mesh(config))
+    mesh = run_mesh(config)
+    plan = design(config, mesh)
     places, shardings = _places(plan.params), _places(plan.state)
     params = initial_parameters(config, plan.model, places, given)
     trainable, frozen = split(config.model, params, config.train.trainable)
     start = jax.jit(lambda params: new_state(params, plan.optimizer), donate_argnums=0, out_shardings=shardings)
-    return Setup(plan.mesh, plan.model, frozen, start(trainable), shardings, under(plan.mesh, plan.step))
+    return Setup(mesh, plan.model, frozen, start(trainable), shardings, under(mesh, plan.step))
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:
