@@ -17,6 +17,7 @@ from affectgpt_jax.errors import UserError
 from affectgpt_jax.version import __version__
 
 COMMANDS = {
+    "fetch": "list models and data that others publish, and download what is open",
     "synth": "write a synthetic corpus of talking faces in the MER2025 layout",
     "towers": "train the demo's small vision and audio towers and its tokenizer",
     "data": "check a corpus, or count what its shards cost to train on",

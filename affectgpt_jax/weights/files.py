@@ -306,6 +306,8 @@ def write_file(path: Path, items: Sequence[Item]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for item in items:
+        if item.dtype not in _CODES:
+            raise UserError(f"{path}: {item.name} is {item.dtype}, which is not written; known are {', '.join(_TYPES)}")
         header[item.name] = {
             "dtype": _CODES[item.dtype],
             "shape": list(item.shape),

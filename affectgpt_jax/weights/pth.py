@@ -193,6 +193,10 @@ class PthTensor:
     def dtype(self) -> np.dtype:
         return self.storage.dtype
 
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
     def __getitem__(self, index: Any) -> np.ndarray:
         size = self.dtype.itemsize
         content = self.archive.read(entry := f"data/{self.storage.key}")
@@ -209,7 +213,7 @@ class PthTensor:
         return array if dtype is None else array.astype(dtype)
 
 
-def _tensor(archive: _Archive, name: str, value: Any) -> PthTensor:
+def _tensor(archive: _Archive, name: str, value: Any, place: str, expected: str) -> PthTensor:
     """A record as a tensor, after checking that it is one and lies inside its storage."""
     if isinstance(value, _Call) and value.name == _PARAMETER and value.arguments:
         value = value.arguments[0]
@@ -219,14 +223,11 @@ def _tensor(archive: _Archive, name: str, value: Any) -> PthTensor:
         ):
             pass
         case _:
-            raise UserError(
-                f"{archive.path}: {name!r} of the entry 'model' is not a plain tensor; expected the state dict that "
-                "the reference's runner saves"
-            )
-    entry, expected = f"data/{storage.key}", storage.numel * storage.dtype.itemsize
+            raise UserError(f"{archive.path}: {name!r} of {place} is not a plain tensor; expected {expected}")
+    entry, size = f"data/{storage.key}", storage.numel * storage.dtype.itemsize
     held = archive.size(entry)
-    if held != expected:
-        found = "is missing" if held is None else f"has {held:,} bytes, expected {expected:,}"
+    if held != size:
+        found = "is missing" if held is None else f"has {held:,} bytes, expected {size:,}"
         raise UserError(f"{archive.path}: {entry}, which holds {name}, {found}; fetch the file again")
     fits = len(shape) == len(stride) and all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *stride))
     if fits:
@@ -289,7 +290,11 @@ def read_pth(path: str | Path) -> PthCheckpoint:
             f"{path} has no entry 'model' with tensors by name; it holds {held[:200] or 'nothing'}. Expected a "
             "checkpoint of the reference's runner: model, optimizer, config, scaler, epoch"
         )
-    tensors = {str(name): _tensor(archive, str(name), value) for name, value in found["model"].items()}
+    expected = "the state dict that the reference's runner saves"
+    tensors = {
+        str(name): _tensor(archive, str(name), value, "the entry 'model'", expected)
+        for name, value in found["model"].items()
+    }
     config, epoch = found.get("config") or {}, found.get("epoch", 0)
     if not isinstance(config, dict) or not isinstance(epoch, int):
         raise UserError(
@@ -300,6 +305,19 @@ def read_pth(path: str | Path) -> PthCheckpoint:
         return PthCheckpoint(tensors, _plain(config), epoch)
     except (TypeError, RecursionError) as error:
         raise UserError(f"{path}: 'config' is not made of plain containers, strings and numbers ({error})") from None
+
+
+def read_state_dict(path: str | Path) -> dict[str, PthTensor]:
+    """Open a file that holds tensors by name and nothing else, such as pytorch_model.bin of a Hugging Face folder.
+
+    Raises:
+      UserError: as `read_pth`, or it holds anything else.
+    """
+    archive, expected = _Archive(Path(path)), "tensors by name, as torch.save(model.state_dict(), file) writes them"
+    found = archive.objects()
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"{path} holds {type(found).__name__ if found else 'nothing'}; expected {expected}")
+    return {str(name): _tensor(archive, str(name), value, "the file", expected) for name, value in found.items()}
 
 
 def write_pth(
