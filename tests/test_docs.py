@@ -16,7 +16,15 @@ SMALLER = {
     "train": ["train.steps=2", "train.rows=2", "train.checkpoint_every=2"],
 }
 """Options that come last and so win."""
-PAGES = ("README.md", "docs/conversion.md", "docs/benchmark.md", "docs/data.md", "docs/training.md", "docs/doctor.md")
+PAGES = (
+    "README.md",
+    "docs/conversion.md",
+    "docs/benchmark.md",
+    "docs/data.md",
+    "docs/training.md",
+    "docs/doctor.md",
+    "docs/fetch.md",
+)
 """In the order in which their commands are run."""
 
 

@@ -94,8 +94,8 @@ def _list_needs(name: str, to: Path | None, console: Console) -> int:
     if settings := [need.setting for need in found if need.setting and not need.setting.startswith("--")]:
         console.print(f"\nsettings: {' '.join(settings)}")
     missing = [need for need in found if need.missing]
-    if names := [need.item.name for need in missing if need.item]:
-        console.print(f"missing; fetch: affectgpt fetch {' '.join(names)}" + (f" --to {to}" if to else ""))
+    if items := [need.item.name for need in missing if need.item]:
+        console.print(f"missing; fetch: affectgpt fetch {' '.join(items)}" + (f" --to {to}" if to else ""))
     return 1 if any(not need.optional for need in missing) else 0
 
 

@@ -355,8 +355,8 @@ def markdown() -> str:
             if item.group != group:
                 continue
             wait = f"; {item.wait or 'how long: unknown'}" if item.access != "open" else ""
-            cells = (f"`{item.name}`", item.purpose, item.size_text, item.terms, access_text(item))
-            cells += (f"{item.grants or 'nobody needs to'}{wait}", f"<{item.page}>")
+            cells = [f"`{item.name}`", item.purpose, item.size_text, item.terms, access_text(item)]
+            cells += [f"{item.grants or 'nobody needs to'}{wait}", f"<{item.page}>"]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)

@@ -136,7 +136,7 @@ def make_plan(item: Item, folder: Path, only: Sequence[str], bars: Bars) -> Plan
       UserError: the server is not reached, or no file fits.
     """
     if item.addresses:
-        revision, headers = "", {}
+        revision, headers = "", dict[str, str]()
         found = [Remote(name, *address) for name, address in item.addresses.items()]
     else:
         revision, headers, found = _ask_hub(item)
@@ -159,8 +159,9 @@ def _ask_hub(item: Item) -> tuple[str, dict[str, str], list[Remote]]:
 
     api = HfApi()
     try:
-        info = api.repo_info(item.repo, repo_type=item.repo_type, files_metadata=True)
-        if item.access == "hub" or getattr(info, "gated", False):
+        ask = api.dataset_info if item.repo_type == "dataset" else api.model_info
+        info = ask(item.repo, files_metadata=True)
+        if item.access == "hub" or info.gated:
             api.auth_check(item.repo, repo_type=item.repo_type)
     except GatedRepoError as error:
         raise NoAccessError(f"the Hub has not granted {item.repo} to this account") from error
