@@ -36,7 +36,7 @@ from affectgpt_jax.training.data import RunData, make_batches, make_data, open_t
 from affectgpt_jax.weights.initial import resolve
 from data_prep.corpora import read_corpus
 from data_prep.synth import SplitCounts, write_corpus
-from data_prep.towers.tokenizer import write_tokenizer
+from data_prep.synth.tokenizer import write_tokenizer
 
 STREAMS = {"face@8": 768, "audio@8": 1024}
 SHARD = 4096

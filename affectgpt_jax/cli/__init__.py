@@ -23,6 +23,7 @@ COMMANDS = {
     "data": "check a corpus, or count what its shards cost to train on",
     "prepare": "decode and encode a corpus into feature shards",
     "tfds": "write joined streams or the clips themselves as TFDS data sets",
+    "smoke": "try the devices and the storage of a run on a tiny model",
     "train": "train a model",
     "doctor": "check machine, data, weights and sizes before a run",
     "explain": "show what the model sees of one sample",

@@ -4,6 +4,11 @@ The embedded stand-in for the gated MER-Caption+: real mp4 and wav files, face c
 descriptions of drawn faces that speak. The same seed gives the same files; a finished corpus is used again.
 
   affectgpt synth data/synth --clips 1500 --seed 0
+
+--features writes feature shards and a tokenizer instead, in seconds and without clips: what each scene means is in the
+features, as noisy vectors. `affectgpt train smoke data.shards=OUT weights.tokenizer=OUT/tokenizer` trains on them.
+
+  affectgpt synth data/features --features --train 10000
 """
 
 import argparse
@@ -15,6 +20,7 @@ from rich.table import Table
 
 from affectgpt_jax.errors import UserError
 from data_prep.synth import CorpusSummary, SplitCounts, write_corpus
+from data_prep.synth.features import write_features
 
 _DEFAULT_CLIPS = 1500
 
@@ -30,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for split in SplitCounts._fields:
         parser.add_argument(f"--{split}", type=int, metavar="N", help=f"{split} clips, in place of --clips")
+    parser.add_argument("--features", action="store_true", help="feature shards and a tokenizer instead of clips")
     parser.add_argument("--seed", type=int, default=0, help="decides every person and clip (default: 0)")
     parser.add_argument("--workers", type=int, metavar="W", help="processes (default: one for each core)")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished corpus of another seed or size")
@@ -44,6 +51,18 @@ def run(args: argparse.Namespace) -> int:
     columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("clips", total=sum(counts))
+        if args.features:
+            found = write_features(
+                args.out,
+                counts,
+                args.seed,
+                workers=args.workers,
+                overwrite=args.overwrite,
+                on_samples=lambda count: progress.advance(task, count),
+            )
+            verb = "found" if found.reused else "written"
+            console.print(f"{found.directory}: {sum(counts)} samples {verb} in {found.seconds:.1f} s", highlight=False)
+            return 0
         summary = write_corpus(
             args.out,
             counts,

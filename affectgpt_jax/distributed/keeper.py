@@ -23,8 +23,6 @@ from affectgpt_jax.distributed.places import Place
 from affectgpt_jax.distributed.register import LINE, Limits, Register, pack
 from affectgpt_jax.errors import UserError
 
-PROGRAM = "affectgpt train"
-
 
 class _Verdict(NamedTuple):
     """Why a job cannot go on; `causes` are the processes that failed. No reason: it is over, and all is well."""
@@ -34,7 +32,7 @@ class _Verdict(NamedTuple):
     status: int = job.LOST
 
 
-def supervise(place: Place, limits: Limits, work: Callable[[], int]) -> int:
+def supervise(place: Place, limits: Limits, work: Callable[[], int], program: str = "affectgpt train") -> int:
     """Do this process's part of a job in a process of its own, and end it when the job cannot go on.
 
     What it prints comes out of this one, each line with the process's number before it except process 0's.
@@ -43,6 +41,7 @@ def supervise(place: Place, limits: Limits, work: Callable[[], int]) -> int:
       place: which process of which job this is.
       limits: how long to wait for the others.
       work: the part; returns the exit status. There, `job.barrier` and what else that module offers work.
+      program: what messages begin with.
 
     Returns:
       The exit status: that of `work` if it ended by itself, 128 and the signal's number if it was killed, 3 if it was
@@ -56,15 +55,22 @@ def supervise(place: Place, limits: Limits, work: Callable[[], int]) -> int:
     worker = os.fork()
     if worker == 0:
         ours.close()
-        _work(place, limits, work, theirs, out_end, err_end, keeper)
+        _work(place, limits, work, program, theirs, out_end, err_end, keeper)
     theirs.close()
     os.close(out_end)
     os.close(err_end)
-    return asyncio.run(_Keeper(place, limits, worker).run(ours, out, err))
+    return asyncio.run(_Keeper(place, limits, program, worker).run(ours, out, err))
 
 
 def _work(
-    place: Place, limits: Limits, work: Callable[[], int], link: socket.socket, out: int, err: int, keeper: int
+    place: Place,
+    limits: Limits,
+    work: Callable[[], int],
+    program: str,
+    link: socket.socket,
+    out: int,
+    err: int,
+    keeper: int,
 ) -> None:
     """Runs in the training process; never returns."""
     status = 1
@@ -78,10 +84,10 @@ def _work(
         if status in (0, 130):
             job.leave()
     except job.JobError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         status = job.LOST
     except UserError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         status = 2
     except BaseException:
         traceback.print_exc()
@@ -103,8 +109,8 @@ def _end_with(keeper: int) -> None:
 
 
 class _Keeper:
-    def __init__(self, place: Place, limits: Limits, worker: int) -> None:
-        self._place, self._limits, self._worker = place, limits, worker
+    def __init__(self, place: Place, limits: Limits, program: str, worker: int) -> None:
+        self._place, self._limits, self._program, self._worker = place, limits, program, worker
         self._host = socket.gethostname()
         self._register: Register | None = None
         self._up: asyncio.StreamWriter | None = None
@@ -164,7 +170,7 @@ class _Keeper:
             os.kill(self._worker, signal.SIGKILL if hard else signal.SIGTERM)
 
     def _say(self, text: str) -> None:
-        self._write(sys.stderr.buffer, f"{PROGRAM}: {text}\n".encode())
+        self._write(sys.stderr.buffer, f"{self._program}: {text}\n".encode())
 
     def _write(self, stream: BinaryIO, line: bytes) -> None:
         if self._log:

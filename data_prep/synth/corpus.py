@@ -110,7 +110,7 @@ def write_corpus(
         reused = _is_reusable(directory, counts, seed, overwrite)
         if not reused:
             _clear(directory)
-            for _ in _written(directory, specs, workers or _available_cores()):
+            for _ in _written(directory, specs, workers or available_cores()):
                 on_clip()
             _write_tables(directory, specs)
             _write_sheet(directory / _SHEET, specs)
@@ -253,7 +253,7 @@ def _finish(directory: Path, counts: SplitCounts, seed: int) -> None:
     (directory / _UNFINISHED).unlink()
 
 
-def _available_cores() -> int:
+def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

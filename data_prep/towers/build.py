@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from affectgpt_jax.data.shard_schema import file_digest
 from affectgpt_jax.errors import UserError
+from data_prep.synth.tokenizer import write_tokenizer
 from data_prep.towers.report import Kind, Progress, TowerReport, TowersReport
 from data_prep.towers.settings import TowerSettings
-from data_prep.towers.tokenizer import write_tokenizer
 from data_prep.towers.tower import train_tower
 
 VERSION = 1

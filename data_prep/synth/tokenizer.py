@@ -18,9 +18,10 @@ from affectgpt_jax.data.prompts import (
     prompt_parts,
     soft_layout,
 )
-from data_prep.synth import EMOTIONS, sample_specs
 from data_prep.synth.language import sentences
 from data_prep.synth.scenes import TEXTS
+from data_prep.synth.specs import sample_specs
+from data_prep.synth.vocabulary import EMOTIONS
 
 _SPECIAL = (END_OF_TEXT, BOS, EOS)
 
