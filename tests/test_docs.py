@@ -24,6 +24,7 @@ PAGES = (
     "docs/training.md",
     "docs/doctor.md",
     "docs/fetch.md",
+    "docs/running.md",
 )
 """In the order in which their commands are run."""
 

@@ -47,8 +47,8 @@ PERSON, NOISE = 0.5, 1.0
 """Standard deviation of what the person, and what chance, adds to each entry of a direction, whose own is 1."""
 STREAMS = {"face@8": FACES, "audio@8": VOICES}
 TOKENIZER = "tokenizer"
-TOKENIZER_CLIPS, VOCABULARY = 100, 1021
-"""What the tokenizer learns from, and its size: with the special tokens 1,024, which most meshes divide."""
+TOKENIZER_CLIPS, VOCABULARY = 100, 1016
+"""What the tokenizer learns from, and its size: with special and soft tokens 1,024, which most meshes divide."""
 
 
 class FeatureSummary(NamedTuple):
@@ -114,10 +114,11 @@ def write_features(
 
 
 def draw_samples(seed: int, split: str, shard: int, count: int) -> list[tuple[Scene, TextRecord]]:
-    """The first samples of a shard: their scenes and texts. Emotions are balanced over a shard."""
+    """The first samples of a shard: their scenes and texts. Emotions come in shuffled rounds of all groups."""
     rng = stream(seed, split, "features", shard)
     names = tuple(EMOTIONS)
-    order = rng.permutation(np.arange(SHARD) % len(names))
+    rounds = np.tile(np.arange(len(names)), (-(-SHARD // len(names)), 1))
+    order = rng.permuted(rounds, axis=1).ravel()
     samples = []
     for place, number in enumerate(order[:count]):
         emotion = names[number]

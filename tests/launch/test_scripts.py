@@ -187,7 +187,7 @@ def test_a_job_of_slurm_with_two_tasks(program: dict[str, str], tmp_path: Path) 
     assert [step.split()[:3] for step in steps] == [["affectgpt", verb, "smoke"] for verb in ("smoke", "train")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_on_this_machine(program: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     check(run("launch/processes.sh", "2", "cpu", *settings(folder), environ=program, seconds=400.0), folder)
