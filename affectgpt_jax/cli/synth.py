@@ -20,7 +20,6 @@ from rich.table import Table
 
 from affectgpt_jax.errors import UserError
 from data_prep.synth import CorpusSummary, SplitCounts, write_corpus
-from data_prep.synth.features import write_features
 
 _DEFAULT_CLIPS = 1500
 
@@ -52,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("clips", total=sum(counts))
         if args.features:
+            from data_prep.synth.features import write_features
+
             found = write_features(
                 args.out,
                 counts,

@@ -61,14 +61,14 @@ class FeatureSummary(NamedTuple):
 
 
 class _Shard(NamedTuple):
-    """One piece of work: shard `index` of the `shards` of a split, with `count` samples."""
+    """One piece of work: shard `number` of the `shards` of a split, with so many samples."""
 
     staged: Path
     seed: int
     split: str
-    index: int
+    number: int
     shards: int
-    count: int
+    samples: int
 
 
 def write_features(
@@ -181,7 +181,7 @@ def _write(
     for shard, written in zip(work, _written(work, workers), strict=True):
         for name, entry in written.items():
             entries[name].setdefault(shard.split, []).append(entry)
-        on_samples(shard.count)
+        on_samples(shard.samples)
     identity = _identity(counts, seed)
     for name in STREAMS:
         # What `prepare` says of an encoder; features of another seed go together with these.
@@ -201,12 +201,12 @@ def _written(work: Sequence[_Shard], workers: int) -> Iterator[dict[str, ShardEn
 
 def _write_shard(shard: _Shard) -> dict[str, ShardEntry]:
     """One shard of every stream; gives their entries."""
-    where = (shard.split, shard.index, shard.shards)
-    samples = draw_samples(shard.seed, shard.split, shard.index, shard.count)
+    where = (shard.split, shard.number, shard.shards)
+    samples = draw_samples(shard.seed, shard.split, shard.number, shard.samples)
     names, present = [text.name for _, text in samples], np.ones(len(samples), bool)
     entries = {}
     for name in STREAMS:
-        features = draw_features(shard.seed, shard.split, shard.index, name, [scene for scene, _ in samples])
+        features = draw_features(shard.seed, shard.split, shard.number, name, [scene for scene, _ in samples])
         entries[name] = write_feature_shard(shard.staged / name, *where, names, features, present)
     entries[TEXT] = write_text_shard(shard.staged / TEXT, *where, [text for _, text in samples])
     return entries

@@ -11,4 +11,4 @@ source launch/common.sh
 words=$(printf '%q ' "${@:3}")
 run gcluster job submit --name "${1:?which name?}" --compute-type "${2:?which accelerator?}" \
   --cluster "${CLUSTER:?}" --location "${LOCATION:?}" --image "${IMAGE:?}" --num-slices "${SLICES:-1}" \
-  --mount "${CLAIM:?}:/runs:rw" --restarts 10 --grace-period 10m --command "launch/local.sh ${words% }"
+  --mount "${CLAIM:?}:/runs:rw" --restarts 10 --grace-period 10m --command "exec launch/local.sh ${words% }"

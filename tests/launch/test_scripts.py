@@ -64,7 +64,7 @@ def test_dry_runs_of_a_cluster() -> None:
     ((*words, there),) = commands(
         "launch/gke/submit.sh", "--dry-run", "try", "v5litepod-16", "v5e", *REST, environ=SHELL | PLACES
     )
-    assert shlex.split(there) == ["launch/local.sh", "v5e", *REST]
+    assert shlex.split(there) == ["exec", "launch/local.sh", "v5e", *REST]
     flags = dict(zip(words[3::2], words[4::2]))
     assert words[:3] == ["gcluster", "job", "submit"]
     assert (flags["--name"], flags["--cluster"], flags["--mount"]) == ("try", "big", "affectgpt:/runs:rw")
