@@ -4,7 +4,8 @@
 #   CLUSTER=... LOCATION=... IMAGE=... CLAIM=... launch/gke/submit.sh [--dry-run] NAME TYPE CHIP CONFIG [KEY=VALUE ...]
 #
 # NAME is the workload's, TYPE the accelerator (v5litepod-16), CHIP its file of launch/xla (v5e), IMAGE the container,
-# CLAIM a volume claim that many nodes can mount, which becomes /runs. SLICES (1) is how many. The smoke job comes first.
+# CLAIM a volume claim that many nodes can mount, which becomes /runs. SLICES (1) is how many. The smoke job comes
+# first.
 # launch/gke/jobset.yaml and jobset_gpu.yaml do the same with kubectl alone.
 set -euo pipefail
 source launch/common.sh
