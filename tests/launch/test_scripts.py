@@ -83,6 +83,7 @@ def test_help_says_how_to_call_it(script: Path) -> None:
     assert str(script) in done.stdout
     assert "CONFIG" in done.stdout
     assert "set -euo" not in done.stdout
+    assert "SBATCH --" not in done.stdout
     assert os.access(ROOT / script, os.X_OK)
 
 
