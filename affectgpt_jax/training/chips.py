@@ -12,7 +12,7 @@ class Chip(NamedTuple):
       family: whose compiler serves it.
       kinds: what JAX calls it.
       flops: dense bfloat16 peak, FLOP/s.
-      memory: bytes of its memory.
+      memory: bytes of its memory; of a TPU those that its compiler lets programs take.
       bandwidth: of the memory, bytes/s.
       link: to its neighbours, bytes/s one way: of one axis of a TPU's torus in both of its directions together, of a
         GPU to those of its own host.
@@ -43,18 +43,18 @@ CHIPS: Mapping[str, Chip] = {
     for chip in (
         Chip("v4", "tpu", ("TPU v4",), 275e12, 32 * 2**30, 1.23e12, 9e10, 6.25e9, 0.50, _ASSUMED),
         Chip(
-            "v5e", "tpu", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * 2**30, 0.82e12, 9e10, 6.25e9, 0.61,
+            "v5e", "tpu", ("TPU v5 lite", "TPU v5e"), 197e12, 15.75 * 2**30, 0.82e12, 9e10, 6.25e9, 0.61,
             f"{_MAXTEXT} a model of 16B on v5e-256",
         ),
         Chip(
-            "v5p", "tpu", ("TPU v5", "TPU v5p"), 459e12, 95 * 2**30, 2.77e12, 18e10, 6.25e9, 0.65,
+            "v5p", "tpu", ("TPU v5", "TPU v5p"), 459e12, 95.74 * 2**30, 2.77e12, 18e10, 6.25e9, 0.65,
             f"{_MAXTEXT} Llama 2 70B on v5p-512",
         ),
         Chip(
-            "v6e", "tpu", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * 2**30, 1.64e12, 18e10, 12.5e9, 0.455,
+            "v6e", "tpu", ("TPU v6 lite", "TPU v6e"), 918e12, 31.25 * 2**30, 1.64e12, 18e10, 12.5e9, 0.455,
             f"{_MAXTEXT} Llama 3.1 8B on v6e-256",
         ),
-        Chip("tpu7x", "tpu", ("TPU7x",), 1154e12, 96 * 2**30, 3.69e12, 18e10, 12.5e9, 0.45, _ASSUMED, devices=2),
+        Chip("tpu7x", "tpu", ("TPU7x",), 1154e12, 94.75 * 2**30, 3.69e12, 18e10, 12.5e9, 0.45, _ASSUMED, devices=2),
         Chip("a100", "gpu", ("NVIDIA A100-SXM4-80GB",), 312e12, 80e9, 2.04e12, 300e9, 25e9, 0.45, _ASSUMED),
         Chip(
             "h100", "gpu", ("NVIDIA H100 80GB HBM3",), 989e12, 80e9, 3.35e12, 450e9, 50e9, 0.497,

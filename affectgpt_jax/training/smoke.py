@@ -78,7 +78,7 @@ def smoke_config(mesh: MeshConfig, folder: Path, data: Path) -> RunConfig:
         "model.decoder.heads": heads,
         "model.decoder.kv_heads": heads,
         "model.decoder.mlp_width": math.lcm(decoder.mlp_width, tensor),
-        "train.rows": 2 * batch_shards(placed),
+        "train.rows": 2 * batch_shards(placed.shape),
     }
     names = {"train.output": folder, "data.shards": data, "weights.tokenizer": data / "tokenizer"}
     over = {f"mesh.{axis}": size for axis, size in placed.shape.items()}

@@ -1,0 +1,117 @@
+"""Closed forms of memory, work and time against what XLA counts, and the roofline's arithmetic by hand."""
+
+import math
+from typing import Any
+
+import jax
+import pytest
+
+from affectgpt_jax.config import load_config
+from affectgpt_jax.errors import UserError
+from affectgpt_jax.planning.estimate import REACHED, _link, estimate, saved_bytes
+from affectgpt_jax.planning.job import LOADS, make_job
+from affectgpt_jax.planning.layout import abstract_batch, lay_out
+from affectgpt_jax.planning.topology import parse_topology
+from affectgpt_jax.training.chips import CHIPS
+from tests.planning.jobs import small_job
+
+SEVEN = "affectgpt_qwen2.5_7b_face"
+GIB = 2**30
+
+
+def big(topology: str, *overrides: str, kind: Any = "train", **given: Any) -> Any:
+    return make_job(kind, load_config(SEVEN, list(overrides)), parse_topology(topology), given)
+
+
+@pytest.mark.parametrize("remat", ["none", "names", "full"])
+def test_work_is_what_xla_counts(remat: str) -> None:
+    """Layers are no loop here and attention is dense, so that the compiler counts all that is executed.
+
+    Sizes are large enough for products to be all but everything; the optimizer and the fusion are in the count too.
+    """
+    job = small_job(
+        "cpu:1", f"model.decoder.remat={remat}", "model.decoder.width=256", "model.decoder.mlp_width=512",
+        "model.decoder.head_dim=32", "model.decoder.vocab=2048", "train.rows=2", "data.row_length=256",
+    )  # fmt: skip
+    plan = lay_out(job, jax.devices()[:1])
+    with jax.set_mesh(plan.mesh):
+        program = plan.step.lower(plan.state, plan.frozen, abstract_batch(job, plan.mesh)).compile()
+    counted: Any = program.cost_analysis()
+    assert counted["flops"] == pytest.approx(estimate(job).spent["step"].flops, rel=0.05)
+
+
+def test_held_bytes_of_the_published_setting() -> None:
+    """15.2 GB of bfloat16; 40.4e6 adapter and 16.8e6 fusion parameters at 12 bytes; a batch of kilobytes."""
+    found = estimate(big("h200:1"))
+    held = 7.615e9 * 2 + (40.4e6 + 16.8e6) * 12
+    assert found.memory.arguments == pytest.approx(held, rel=0.01)
+    int8 = estimate(big("h200:1", "model.decoder.base=int8")).memory
+    assert int8.arguments == pytest.approx(held - 6.525e9, rel=0.01)
+    split = estimate(big("h200:8", "train.rows=8", "mesh.data=1", "mesh.fsdp=8")).memory
+    assert split.arguments < found.memory.arguments / 6.5  # the fusion lies whole on each device
+
+
+def test_saved_bytes_of_the_published_setting() -> None:
+    """106 KB a token and layer: residuals, queries, keys, values, attention's result, gate and up, and the adapters."""
+    c = load_config(SEVEN).model.decoder
+    assert saved_bytes(c, 1) == 2 * (2 * 3584 + 2 * 3584 + 2 * 512 + 2 * 18944 + 7 * 16)
+    assert saved_bytes(c.model_copy(update={"remat": "full"}), 4) == 2 * 3584
+    assert saved_bytes(c.model_copy(update={"remat": "none"}), 1) > saved_bytes(c, 1) > saved_bytes(c, 4)
+
+
+@pytest.mark.parametrize(("mesh", "rows"), [(("mesh.fsdp=8", "mesh.data=1"), 8), (("mesh.data=8",), 8)])
+def test_more_devices_hold_less_or_do_less(mesh: tuple[str, ...], rows: int) -> None:
+    one, many = estimate(big("h100:1", f"train.rows={rows}")), estimate(big("h100:8", f"train.rows={rows}", *mesh))
+    assert many.memory.peak < one.memory.peak
+    assert many.spent["step"].flops == pytest.approx(one.spent["step"].flops / 8)
+    assert many.useful == one.useful
+
+
+def test_the_roofline_by_hand() -> None:
+    """One H200, one row: nothing is exchanged, and arithmetic decides."""
+    found, chip = estimate(big("h200:1")), CHIPS["h200"]
+    (time,), (spent,) = found.times.values(), found.spent.values()
+    assert time.exchange == time.tensor == 0.0
+    assert found.seconds == spent.flops / (chip.flops * chip.attained)
+    assert time.memory == spent.memory / (chip.bandwidth * REACHED)
+    assert time.bound == "arithmetic"
+    assert found.samples == 3
+    assert found.tokens == 600
+    # 2,048 positions through 28 layers and back, the head at 1,024 targets three times, half of the pairs.
+    blocks = 2048 * (4 * 6.525e9 + 6 * 40.4e6)
+    head, pairs = 1024 * 6 * 3584 * 152064, 12 * 28 * 28 * 128 * 2048**2 / 2 * 4 / 3
+    assert spent.flops == pytest.approx(blocks + head + pairs, rel=0.01)
+
+
+def test_writing_answers_reads_all_weights_for_each_token() -> None:
+    found, chip = estimate(big("h200:1", kind="answer", new=50)), CHIPS["h200"]
+    write = found.times["write answers"]
+    assert write.bound == "memory traffic"
+    floor = 50 * (6.525e9 + 0.545e9) * 2 / chip.bandwidth
+    assert floor < write.seconds < 1.6 * floor
+    assert found.steps == math.ceil(LOADS["answer"].clips / 32)
+
+
+def test_labels_are_read_out_by_the_prescribed_size() -> None:
+    found = estimate(make_job("extract", load_config("demo"), parse_topology("h200:1"), {}))
+    assert found.memory.arguments == pytest.approx(7.615e9 * 2, rel=0.01)
+
+
+def test_links() -> None:
+    """An axis of a slice takes one axis of the torus, or as many as it needs; a host's GPUs have links of their own."""
+    pod = parse_topology("v5p:4x4x4")
+    assert _link(pod, 1, 4) == CHIPS["v5p"].link
+    assert _link(pod, 1, 64) == 3 * CHIPS["v5p"].link
+    gpus = parse_topology("h100:64")
+    assert _link(gpus, 1, 8) == CHIPS["h100"].link
+    assert _link(gpus, 1, 64) == CHIPS["h100"].network
+    assert _link(gpus, 8, 8) == CHIPS["h100"].network
+
+
+def test_sizes_that_do_not_fit() -> None:
+    with pytest.raises(UserError, match=r"train.rows=1 cannot be split .* = 8; use 8"):
+        estimate(big("h100:8"))
+    with pytest.raises(UserError, match=r"mesh.tensor=8 does not divide model.decoder.kv_heads=4"):
+        estimate(big("h100:8", "mesh.tensor=8"))
+    # Answers know no train.rows: their batch is rounded up.
+    assert estimate(big("h100:8", "evaluate.batch=3", kind="answer")).samples == 8
