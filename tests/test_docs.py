@@ -25,6 +25,7 @@ PAGES = (
     "docs/doctor.md",
     "docs/fetch.md",
     "docs/running.md",
+    "docs/scaling.md",
 )
 """In the order in which their commands are run."""
 

@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (metavar, kind, text) in GIVEN.items():
         add(f"--{name}", type=kind, metavar=metavar, help=text)
     add("--price", type=float, metavar="AMOUNT", help="of a chip-hour, to see the cost")
+    add("--estimate", action="store_true", help="compile nothing: memory from shapes, in seconds, for TPUs too")
     add("--no-search", action="store_true", help="do not look for a change that fits")
     add("--json", type=Path, metavar="FILE", help="write everything, for programs")
 
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         config = load_config(folder / "config.yaml" if folder.is_dir() else name, overrides)
         for topology in parsed:
             job = make_job(args.job, config, topology, given)
-            plans.append(_plan(job, args.price))
+            plans.append(_plan(job, args.price, compiles=topology.compiles and not args.estimate))
     change = None
     if compare:
         print(as_table(plans))
@@ -107,7 +108,8 @@ def run(args: argparse.Namespace) -> int:
         print(as_text(plan), flush=True)
         if not plan.fits and not args.no_search:
             print("\nlooking for the smallest change that fits", file=sys.stderr)
-            change = find_change(plan.job, lambda line: print(line, file=sys.stderr, flush=True), _Waiting(plan.job))
+            say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+            change = find_change(plan.job, say, _Waiting(plan.job), compiles=parsed[0].compiles and not args.estimate)
             if change is None:
                 print("\nNo change of mesh, rows, remat or base makes it fit: it needs more or larger devices.")
             else:
@@ -119,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(plan.fits for plan in plans) else 1
 
 
-def _plan(job: "Job", price: float | None) -> "Plan":
+def _plan(job: "Job", price: float | None, *, compiles: bool) -> "Plan":
     from affectgpt_jax.planning.estimate import estimate
     from affectgpt_jax.planning.program import compile_job
     from affectgpt_jax.planning.report import Plan
@@ -128,7 +130,7 @@ def _plan(job: "Job", price: float | None) -> "Plan":
         found = estimate(job)
     except UserError as error:
         return Plan(job, None, None, str(error), price)
-    compiled = compile_job(job, _Waiting(job)) if job.topology.compiles else None
+    compiled = compile_job(job, _Waiting(job)) if compiles else None
     return Plan(job, found, compiled, "", price)
 
 

@@ -1,12 +1,11 @@
 """Folders of weights: is every file there, of the length that its header says, and with the hash that was recorded?
 
-Hashes are recorded by whoever wrote a file `SHA256SUMS` beside the weights (`sha256sum *.safetensors > SHA256SUMS`),
-and by the Hub: in its cache a file is a link to a blob that is named by its hash, and a folder that `hf download
+Hashes are recorded by whoever wrote a file `SHA256SUMS` beside the weights (`affectgpt fetch`, `sha256sum`), and by
+the Hub: in its cache a file is a link to a blob that is named by its hash, and a folder that `hf download
 --local-dir` wrote keeps the hash of each file in `.cache/huggingface/download/NAME.metadata`. Large files have a
 SHA-256 there, small ones the hash that git gives them.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -18,6 +17,8 @@ from affectgpt_jax.config.networks import DecoderConfig
 from affectgpt_jax.doctor.findings import Finding, Question, amount, fault
 from affectgpt_jax.doctor.room import resolved
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.fetch.plan import read_source
+from affectgpt_jax.fetch.sums import SUMS, hash_file, read_sums
 from affectgpt_jax.model_folders import hub_name, model_folder
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.weights.files import INDEX, SINGLE, SafetensorsFolder, open_part, part_config
@@ -26,11 +27,8 @@ from affectgpt_jax.weights.networks import DECODER
 from affectgpt_jax.weights.table import readers
 from affectgpt_jax.weights.towers import audio_config, vision_config
 
-SUMS = "SHA256SUMS"
 HASHED = (".safetensors", "tokenizer.json", "vocab.json", "merges.txt")
 """Names that end so decide what a model computes, and nobody edits them; a config.json may be corrected by hand."""
-CHUNK = 16 * 2**20
-Report = Callable[[int, int], None]
 
 READERS: dict[str, Callable[[str], Any]] = {
     "vision": vision_config,
@@ -106,9 +104,10 @@ def _changed(
 ) -> Iterator[Finding]:
     """The files that do not have their recorded hash."""
     for file, expected, origin in sums:
-        found = file_hash(folder / file, expected, question.begin(f"{name}/{file}"))
+        hashes = hash_file(folder / file, question.begin(f"{name}/{file}"))
+        found = hashes.sha256 if len(expected) == len(hashes.sha256) else hashes.git
         if found != expected:
-            what = f"{folder / file} has the hash {found[:16]}..., {origin} says {expected[:16]}..."
+            what = f"{folder / file} has the hash {str(found)[:16]}..., {origin} says {expected[:16]}..."
             yield Finding(key, "fault", what, fetch(name, folder, file))
 
 
@@ -164,11 +163,7 @@ def _length_fault(path: Path) -> str:
 
 def recorded(folder: Path) -> list[tuple[str, str, str]]:
     """Recorded hashes of a folder's files: file, hash in hexadecimal, who says so."""
-    found = []
-    if (folder / SUMS).is_file():
-        for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
-            if match := re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)", line.strip()):
-                found.append((match[2], match[1].lower(), SUMS))
+    found = [(file, code, SUMS) for file, code in read_sums(folder).items()]
     for path in sorted(folder.iterdir()):
         if path.is_symlink() and (blob := path.readlink()).parent.name == "blobs":
             found.append((path.name, blob.name, "the Hub"))
@@ -182,25 +177,10 @@ def recorded(folder: Path) -> list[tuple[str, str, str]]:
     ]
 
 
-def file_hash(path: Path, like: str, report: Report) -> str:
-    """A file's SHA-256, or git's hash of it, whichever is as long as `like`.
-
-    Args:
-      path: the file.
-      like: what it will be compared with.
-      report: told how many bytes of how many are read.
-    """
-    size, done = path.stat().st_size, 0
-    state = hashlib.sha256() if len(like) == 64 else hashlib.sha1(f"blob {size}\0".encode())
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            state.update(chunk)
-            report(done := done + len(chunk), size)
-    return state.hexdigest()
-
-
 def fetch(name: str, folder: Path, file: str = "") -> str:
     """The command that brings a file of a folder, or all of it, again."""
+    if item := read_source(folder).get("item"):
+        return f"affectgpt fetch {item} --to {folder.parent}"
     if hub := hub_name(folder):
         return " ".join(word for word in ("hf download", hub, file, "--force-download") if word)
     what = " ".join(word for word in ("hf download OWNER/NAME", file, f"--local-dir {folder} --force-download") if word)

@@ -241,7 +241,7 @@ def wheels(question: Question) -> Iterator[Finding]:
         what = "no --wheel-dir: a small lexicon scores, and its scores do not compare with published ones"
         yield Finding("wheels", "skipped", what, f"--wheel-dir {SOURCE.removeprefix('the folder ')}")
         return
-    remedy = "git clone https://github.com/zeroQiaoba/AffectGPT, and --wheel-dir its folder emotion_wheel"
+    remedy = "affectgpt fetch emotion-wheels, and --wheel-dir data/emotion_wheel"
     try:
         files = read_files(folder)
         if changed := changed_files(files):

@@ -1,6 +1,7 @@
 """SHA256SUMS of a folder, in coreutils' format: `sha256sum -c SHA256SUMS` checks it."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -73,8 +74,8 @@ def read_sums(folder: Path) -> dict[str, str]:
         return {}
     sums = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        digest, _, name = line.partition("  ")
-        if len(digest) != 64 or not name or set(digest) - set("0123456789abcdef"):
+        match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)", line.rstrip())
+        if not match:
             raise UserError(f"{path}: line {number} is not SHA-256, two spaces, file name; remove the file")
-        sums[name] = digest
+        sums[match[2]] = match[1].lower()
     return sums

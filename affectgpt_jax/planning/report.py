@@ -186,13 +186,17 @@ COLUMNS = (
     "samples/s",
     "mfu_lora",
     "chip-hours",
+    "of a million",
     "compile s",
     "host GB",
 )
 
 
 def as_table(plans: list[Plan]) -> str:
-    """Plans as a Markdown table; memory marked ~ is an estimate, times always are."""
+    """Plans as a Markdown table; memory marked ~ is an estimate, times always are.
+
+    Chip-hours are the job's, and those of a million samples or clips.
+    """
     rows = [list(COLUMNS), ["---"] * len(COLUMNS), *(_row(plan) for plan in plans)]
     if any(plan.price is not None for plan in plans):
         rows[0] += ["cost"]
@@ -206,7 +210,7 @@ def _row(plan: Plan) -> list[str]:
     job, found = plan.job, plan.estimate
     names = [job.config.name, job.topology.name]
     if found is None:
-        return [*names, *["-"] * 6, "no: " + plan.refused.replace("|", "/"), *["-"] * 6]
+        return [*names, *["-"] * 6, "no: " + plan.refused.replace("|", "/"), *["-"] * 7]
     limit, about = memory_limit(job), "" if plan.compiled else "~"
     sizes = " ".join(f"{axis} {size}" for axis, size in found.sizes.items() if size > 1) or "-"
     shards = math.prod(found.sizes[axis] for axis in ("slice", "data", "fsdp"))
@@ -227,6 +231,7 @@ def _row(plan: Plan) -> list[str]:
         f"{found.samples / found.seconds:,.0f}" if timed else "-",
         f"{found.useful / found.seconds / peak:.0%}" if timed else "-",
         _hours(plan.chip_hours) if timed else "-",
+        _hours(1e6 * plan.chip_hours / (found.steps * found.samples)) if timed else "-",
         f"{sum(program.compile_seconds for program in plan.compiled.programs):.0f}" if plan.compiled else "-",
         f"{plan.compiled.host_memory / 1e9:.1f}" if plan.compiled else "-",
     ]

@@ -46,7 +46,9 @@ def memory_limit(job: Job) -> float | None:
     return chip.memory * (USABLE if chip.family == "gpu" else 1.0)
 
 
-def find_change(job: Job, say: Callable[[str], None], waiting: Callable[[float], None]) -> Change | None:
+def find_change(
+    job: Job, say: Callable[[str], None], waiting: Callable[[float], None], *, compiles: bool
+) -> Change | None:
     """Try changes, of the fewest things first and of equal ones the fastest, until one fits.
 
     What can change: the sizes of the mesh, rows of a batch (their number stays as it is where the mesh allows: more
@@ -56,15 +58,16 @@ def find_change(job: Job, say: Callable[[str], None], waiting: Callable[[float],
       job: one that does not fit, or whose sizes do not.
       say: told of each try.
       waiting: told how long a compilation has taken.
+      compiles: whether the compiler decides; else the estimate does.
 
     Returns:
-      The first that fits, by the compiler where there is one, else by the estimate; None if none does.
+      The first that fits; None if none does.
     """
     limit, tries = memory_limit(job), 0
     for kinds in range(1, 5):
         for change in sorted(_changes(job, kinds), key=lambda change: _slowness(change.estimate)):
             needs = change.estimate.memory.peak
-            if not job.topology.compiles:
+            if not compiles:
                 if limit is None or needs <= limit:
                     return change
                 continue

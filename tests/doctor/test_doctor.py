@@ -157,6 +157,8 @@ def test_a_changed_byte_against_sha256sums(lab: Path) -> None:
     assert "SHA256SUMS says " in found.found
     assert f"hf download OWNER/NAME {SINGLE} --local-dir {lab / 'vision'} --force-download" in found.remedy
     assert faults("weights", run_of(lab), fast=True) == []
+    (lab / "vision" / "SOURCE.json").write_text('{"item": "clip-vit-large-patch14"}')
+    assert the_fault("weights", run_of(lab)).remedy == f"affectgpt fetch clip-vit-large-patch14 --to {lab}"
 
 
 def test_a_changed_byte_against_what_hf_download_noted(lab: Path) -> None:
@@ -313,7 +315,7 @@ def test_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wheel3.xlsx").unlink()
     found = the_fault("wheels", wheel_dir=tmp_path)
     assert "lacks wheel3.xlsx" in found.found
-    assert found.remedy.startswith("git clone https://github.com/zeroQiaoba/AffectGPT")
+    assert found.remedy.startswith("affectgpt fetch emotion-wheels")
     monkeypatch.setenv("AFFECTGPT_WHEEL_DIR", str(tmp_path / "none"))
     assert "does not exist" in the_fault("wheels").found
 

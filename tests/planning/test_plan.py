@@ -107,10 +107,9 @@ def test_lengths_can_be_given(tmp_path: Path) -> None:
 
 
 def test_the_corpus_says_its_lengths(tmp_path: Path) -> None:
-    from tests.tiny_run import make_tiny, tiny_config
-
     from affectgpt_jax.planning.job import make_job
     from affectgpt_jax.planning.topology import parse_topology
+    from tests.tiny_run import make_tiny, tiny_config
 
     config = tiny_config(make_tiny(tmp_path))
     job = make_job("train", config, parse_topology("h200:4"), {})

@@ -32,7 +32,7 @@ def nothing(*_: object) -> None:
     ],
 )
 def test_one_thing_is_changed(topology: str, overrides: tuple[str, ...], words: str) -> None:
-    found = find_change(job(topology, *overrides), nothing, nothing)
+    found = find_change(job(topology, *overrides), nothing, nothing, compiles=False)
     assert found is not None
     assert found.words == words
     limit = memory_limit(found.job)
@@ -42,7 +42,7 @@ def test_one_thing_is_changed(topology: str, overrides: tuple[str, ...], words: 
 
 def test_two_things_where_one_is_not_enough() -> None:
     """A row each for eight cards, and the base does not leave enough for it."""
-    found = find_change(job("rtx4090:8"), nothing, nothing)
+    found = find_change(job("rtx4090:8"), nothing, nothing, compiles=False)
     assert found is not None
     first, second = found.words.rsplit(" ", 1)
     assert second == "train.rows=8"
@@ -55,14 +55,14 @@ def test_two_things_where_one_is_not_enough() -> None:
 
 
 def test_answers_get_a_smaller_batch() -> None:
-    found = find_change(job("h100:1", "evaluate.batch=4096", kind="answer"), nothing, nothing)
+    found = find_change(job("h100:1", "evaluate.batch=4096", kind="answer"), nothing, nothing, compiles=False)
     assert found is not None
     assert found.words.startswith("evaluate.batch=")
 
 
 def test_nothing_helps() -> None:
     whole = job("rtx4090:1", 'train.trainable=[".*"]')
-    assert find_change(whole, nothing, nothing) is None
+    assert find_change(whole, nothing, nothing, compiles=False) is None
 
 
 def test_the_compiler_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ def test_the_compiler_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(search, "compile_job", compile_job)
     wanted = job("v5e:4x4", "train.rows=64")
-    found = find_change(wanted, tried.append, nothing)
+    found = find_change(wanted, tried.append, nothing, compiles=True)
     assert found is not None
     assert found.compiled is not None
     assert [line for line in tried if "exceeds" in line] == ["  exceeds"] * (len(tried) // 2)
@@ -87,5 +87,5 @@ def test_it_gives_up_after_some_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = Compiled((Account("step", False, 0, 0, 9, None, 0.0, 0.0, "exceeds"),), 1, 0.0)
     monkeypatch.setattr(search, "compile_job", lambda changed, waiting: refused)
     tried: list[str] = []
-    assert find_change(job("v5e:4x4", "train.rows=64"), tried.append, nothing) is None
+    assert find_change(job("v5e:4x4", "train.rows=64"), tried.append, nothing, compiles=True) is None
     assert sum("trying" in line for line in tried) == search.TRIES
