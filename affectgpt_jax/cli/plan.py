@@ -100,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
         for topology in parsed:
             job = make_job(args.job, config, topology, given)
             plans.append(_plan(job, args.price, compiles=topology.compiles and not args.estimate))
+            if compare and plans[-1].compiled:
+                print(f"{config.name} for {topology.name}: {plans[-1].compiled.seconds:.0f} s", file=sys.stderr)
     change = None
     if compare:
         print(as_table(plans))
