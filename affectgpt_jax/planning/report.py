@@ -186,7 +186,7 @@ COLUMNS = (
     "samples/s",
     "mfu_lora",
     "chip-hours",
-    "of a million",
+    "chip-hours a million",
     "compile s",
     "host GB",
 )
