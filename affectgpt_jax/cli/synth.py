@@ -62,7 +62,11 @@ def run(args: argparse.Namespace) -> int:
                 on_samples=lambda count: progress.advance(task, count),
             )
             verb = "found" if found.reused else "written"
-            console.print(f"{found.directory}: {sum(counts)} samples {verb} in {found.seconds:.1f} s", highlight=False)
+            console.print(
+                f"{found.directory}: {sum(counts)} samples {verb} in {found.seconds:.1f} s",
+                highlight=False,
+                soft_wrap=True,
+            )
             return 0
         summary = write_corpus(
             args.out,

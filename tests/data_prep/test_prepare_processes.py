@@ -129,6 +129,7 @@ def test_processes_write_what_one_would(
     assert late == reports[-1]
 
 
+@pytest.mark.slow
 def test_processes_side_by_side(tmp_path: Path, clips: list[ClipRecord], whole: dict[str, bytes]) -> None:
     for attempt in range(3):  # they come to the end, and to the publishing, in any order
         out = tmp_path / str(attempt)
@@ -142,6 +143,7 @@ def test_processes_side_by_side(tmp_path: Path, clips: list[ClipRecord], whole: 
         assert PrepareReport.model_validate_json(saved.read_bytes()).unfinished == 0
 
 
+@pytest.mark.slow
 def test_all_that_find_the_work_done_publish_it_once(
     tmp_path: Path, clips: list[ClipRecord], whole: dict[str, bytes]
 ) -> None:
@@ -221,6 +223,7 @@ def test_process_numbers_are_checked(tmp_path: Path, clips: list[ClipRecord]) ->
 # Processes that are killed
 
 
+@pytest.mark.slow
 def test_ten_kills_at_random_moments(tmp_path: Path, clips: list[ClipRecord], whole: dict[str, bytes]) -> None:
     random_moments = random.Random(44)
     moments = [random_moments.uniform(0.0, 2.4 * PAUSE) for _ in range(10)]

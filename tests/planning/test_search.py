@@ -74,7 +74,7 @@ def test_the_compiler_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None
         return Compiled((Account("step", fits, 1, 1, 2, None, 0.0, 0.0, "" if fits else "exceeds"),), 1, 0.0)
 
     monkeypatch.setattr(search, "compile_job", compile_job)
-    wanted = job("v5e:4x4", "train.rows=64")
+    wanted = job("v5e:2x2", "train.rows=32")
     found = find_change(wanted, tried.append, nothing, compiles=True)
     assert found is not None
     assert found.compiled is not None
@@ -87,5 +87,5 @@ def test_it_gives_up_after_some_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = Compiled((Account("step", False, 0, 0, 9, None, 0.0, 0.0, "exceeds"),), 1, 0.0)
     monkeypatch.setattr(search, "compile_job", lambda changed, waiting: refused)
     tried: list[str] = []
-    assert find_change(job("v5e:4x4", "train.rows=64"), tried.append, nothing, compiles=True) is None
+    assert find_change(job("v5e:2x2", "train.rows=32"), tried.append, nothing, compiles=True) is None
     assert sum("trying" in line for line in tried) == search.TRIES
