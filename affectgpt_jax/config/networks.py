@@ -159,6 +159,9 @@ class DecoderConfig(Section):
     base: Base = Field(
         default="float", description="how the layers' frozen kernels are held: in `dtype`, or as int8 with scales"
     )
+    cache: Base = Field(
+        default="float", description="how answers hold keys and values: in `dtype`, or as int8 with scales"
+    )
     attention: Attention = Field(
         default="auto", description="kernel of training rows and prompts; auto: by device and row length"
     )
@@ -222,7 +225,7 @@ class DecoderConfig(Section):
         }
 
 
-RUNTIME = ("lora", "dtype", "base", "attention", "remat")
+RUNTIME = ("lora", "dtype", "base", "cache", "attention", "remat")
 """Keys of `DecoderConfig` that no Hugging Face config.json holds."""
 
 

@@ -1,19 +1,17 @@
 """Questions about samples, answered in batches of a few compiled shapes."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.data.examples import Conversation, Example, Rejected, prompt_example
 from affectgpt_jax.data.prompts import matching_mode, needs
 from affectgpt_jax.data.responses import response_labels, response_text
-from affectgpt_jax.inference.engine import Prompts, make_generate
+from affectgpt_jax.inference.engine import Engine, Prompts, Request
 from affectgpt_jax.inference.runs import Run, feature_shapes, model_layout
 from affectgpt_jax.ops.sampling import GREEDY, Sampling
-from affectgpt_jax.sharding import whole
 
 BUCKET = 32
 """Prompt lengths are padded up to a multiple of this."""
@@ -84,32 +82,31 @@ def make_prompt(run: Run, query: Query, max_new: int) -> Example | Rejected:
     return example._replace(note="; ".join(filter(None, [note, example.note])))
 
 
-def stack_prompts(config: RunConfig, items: Sequence[tuple[Query, Example]]) -> Prompts:
-    """Prompts as the model reads them, padded to a multiple of `BUCKET` tokens.
+def bucket(tokens: int) -> int:
+    """What a prompt is padded to: a multiple of `BUCKET`."""
+    return -(-tokens // BUCKET) * BUCKET
+
+
+def as_prompt(config: RunConfig, query: Query, example: Example) -> Prompts:
+    """A prompt as the model reads it, one row.
 
     Args:
       config: the run's.
-      items: questions with their prompts, one a row.
+      query: the question.
+      example: its prompt.
     """
-    shapes, rows = feature_shapes(config), len(items)
-    length = -(-max(len(example.tokens) for _, example in items) // BUCKET) * BUCKET
-    prompts = Prompts(
-        tokens=np.zeros((rows, length), np.int32),
-        soft_index=np.zeros((rows, length), np.int32),
-        used=np.zeros((rows, length), bool),
-        features={name: np.zeros((rows, 1, *shape), np.float32) for name, shape in shapes.items()},
-        present={name: np.zeros((rows, 1), bool) for name in shapes},
+    prompt = Prompts(
+        tokens=np.asarray(example.tokens, np.int32)[None],
+        soft_index=np.asarray(example.soft_index, np.int32)[None],
+        used=np.ones((1, len(example.tokens)), bool),
+        features={name: np.zeros((1, 1, *shape), np.float32) for name, shape in feature_shapes(config).items()},
+        present={name: np.zeros((1, 1), bool) for name in feature_shapes(config)},
     )
-    for row, (query, example) in enumerate(items):
-        size = len(example.tokens)
-        prompts.tokens[row, :size] = example.tokens
-        prompts.soft_index[row, :size] = example.soft_index
-        prompts.used[row, :size] = True
-        for name, features in query.features.items():
-            if name in shapes:
-                prompts.features[name][row, 0] = features
-                prompts.present[name][row, 0] = True
-    return prompts
+    for name, features in query.features.items():
+        if name in prompt.features:
+            prompt.features[name][0, 0] = features
+            prompt.present[name][0, 0] = True
+    return prompt
 
 
 class Answerer:
@@ -120,15 +117,22 @@ class Answerer:
 
         Args:
           run: an opened run.
-          batch: queries a call; the last call is padded.
+          batch: rows that are at work at a time.
           max_new: tokens of an answer at most.
           sampling: how tokens are drawn.
           seed: of sampling; a query's draws depend on it and on its place in the sequence of queries.
         """
-        self._run, self._batch, self._max_new, self._seed = run, batch, max_new, seed
+        self._run, self._max_new = run, max_new
         ends = ((token,) for token in run.tokenizer.end_ids)
-        self._generate = make_generate(
-            run.model, max_new=max_new, stop=[*run.tokenizer.stop_sequences, *ends], sampling=sampling
+        self._engine = Engine(
+            run.model,
+            run.params,
+            rows=batch,
+            max_new=max_new,
+            stop=[*run.tokenizer.stop_sequences, *ends],
+            sampling=sampling,
+            seed=seed,
+            length=bucket,
         )
         self._streams = needs(run.config.model.mode).streams
 
@@ -147,27 +151,16 @@ class Answerer:
         outcomes: list[Example | Answer | Rejected] = [
             make_prompt(self._run, query, self._max_new) for query in queries
         ]
-        examples = {i: made for i, made in enumerate(outcomes) if isinstance(made, Example)}
-        # Queries of like length share a call; results go back to their places.
-        order = sorted(examples, key=lambda i: len(examples[i].tokens))
-        for start in range(0, len(order), self._batch):
-            chosen = order[start : start + self._batch]
-            for i, answer in zip(chosen, self._call([(i, queries[i], examples[i]) for i in chosen]), strict=True):
-                outcomes[i] = answer
+        asked = [(i, made) for i, made in enumerate(outcomes) if isinstance(made, Example)]
+        requests = [Request(as_prompt(self._run.config, queries[i], made), i) for i, made in asked]
+        for count, (place, ids) in enumerate(self._engine.run(requests), len(queries) - len(asked) + 1):
+            i, example = asked[place]
+            outcomes[i] = self._answer(queries[i], example, ids)
             if report is not None:
-                report(len(queries) - len(order) + start + len(chosen))
+                report(count)
         return [outcome for outcome in outcomes if not isinstance(outcome, Example)]
 
-    def _call(self, items: Sequence[tuple[int, Query, Example]]) -> Iterable[Answer]:
-        # What fills the batch up is a row that is asked anyway: another one might keep the loop waiting.
-        rows = [*items, *[items[-1]] * (self._batch - len(items))]
-        prompts = stack_prompts(self._run.config, [(query, example) for _, query, example in rows])
-        numbers = np.array([number for number, _, _ in rows], np.uint32)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self._seed), numbers)
-        found = self._generate(self._run.params, prompts, keys)
-        ids, lengths = whole(found.ids), whole(found.lengths)
-        tokenizer, compat = self._run.tokenizer, self._run.config.compat
-        for row, (_, query, example) in enumerate(items):
-            text = response_text(ids[row, : lengths[row]].tolist(), tokenizer, compat=compat)
-            absent = tuple(name for name in self._streams if name not in query.features)
-            yield Answer(query.name, text, response_labels(text), absent, int(lengths[row]), example.note)
+    def _answer(self, query: Query, example: Example, ids: list[int]) -> Answer:
+        text = response_text(ids, self._run.tokenizer, compat=self._run.config.compat)
+        absent = tuple(name for name in self._streams if name not in query.features)
+        return Answer(query.name, text, response_labels(text), absent, len(ids), example.note)

@@ -14,7 +14,8 @@ from affectgpt_jax.data.examples import Example, Rejected
 from affectgpt_jax.data.prompts import needs
 from affectgpt_jax.data.responses import response_labels, response_text
 from affectgpt_jax.errors import UserError
-from affectgpt_jax.inference.answering import Answer, Query, make_prompt, stack_prompts
+from affectgpt_jax.inference.answering import Answer, Query, as_prompt, bucket, make_prompt
+from affectgpt_jax.inference.engine import stack
 from affectgpt_jax.inference.predict import LONGEST_ANSWER
 from affectgpt_jax.inference.runs import Run
 from affectgpt_jax.models.affectgpt import AffectGPT
@@ -66,7 +67,7 @@ def answer_with(
 
 
 def _embeds(run: Run, query: Query, example: Example) -> Embeds:
-    prompts = stack_prompts(run.config, [(query, example)])
+    prompts = stack([as_prompt(run.config, query, example)], 1, bucket(len(example.tokens)))
     inputs = prompts.tokens, prompts.soft_index, prompts.features, prompts.present
     # A copy: what JAX hands out may not be written to, which torch warns of.
     return np.array(_compiled(run.model.config)(run.params, *inputs)[0, : len(example.tokens)], np.float32)

@@ -1,33 +1,58 @@
-"""The generation loop: read prompts once, then one token a row at a time until every answer has ended.
+"""The generation engine: rows of a batch, each at work on a prompt of its own, or idle.
 
-B rows, P prompt tokens (right padded to a bucket), R new tokens at most.
+Two compiled functions over a state that is a value: `prefill` reads a few prompts into rows that are idle, `decode`
+writes a token in every row that is not, again and again, until enough rows have ended. Whatever its neighbours do and
+whenever it was taken in, a row computes the same.
+
+B rows, A prompts taken in at a time, P tokens of a prompt at most, R tokens of an answer at most, V vocabulary.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Int, UInt32
 
 from affectgpt_jax.data.batch import Array as HostArray
 from affectgpt_jax.models.affectgpt import AffectGPT
-from affectgpt_jax.models.decoder import Cache
+from affectgpt_jax.models.decoder import Cache, empty_cache
+from affectgpt_jax.ops.axes import spec
 from affectgpt_jax.ops.sampling import GREEDY, Sampling, choose, penalise_repeats
+from affectgpt_jax.sharding import batch_shards, whole
 
 StopSequences = tuple[tuple[int, ...], ...]
+
+ADMITTED = 4
+"""One part of so many of the rows is filled at a time: fewer prompts would read the weights more often, more would keep
+idle rows waiting."""
 
 
 class Prompts(NamedTuple):
     """One prompt a row, right padded, one sample each."""
 
-    tokens: HostArray  # int32 [B, P]
-    soft_index: HostArray  # int32 [B, P]
-    used: HostArray  # bool [B, P]
+    tokens: HostArray  # int32 [A, P]
+    soft_index: HostArray  # int32 [A, P]
+    used: HostArray  # bool [A, P]
     features: dict[str, HostArray]
     present: dict[str, HostArray]
+
+
+class Request(NamedTuple):
+    """What is asked.
+
+    Attributes:
+      prompt: one row of it, of any length.
+      number: with the engine's seed it decides the draws.
+    """
+
+    prompt: Prompts
+    number: int
 
 
 class Answers(NamedTuple):
@@ -37,123 +62,294 @@ class Answers(NamedTuple):
     lengths: Int[Array, " B"]
 
 
-class Progress(NamedTuple):
-    """The loop's state between two steps."""
+class State(NamedTuple):
+    """The engine between two calls.
+
+    Attributes:
+      cache: keys and values.
+      tokens: the prompts' ids.
+      words: where they were read as words, and not replaced by soft tokens.
+      ids: of the answers.
+      lengths: of the answers so far.
+      done: rows that have ended, or never began.
+      last: the newest token.
+      numbers: of the requests.
+    """
 
     cache: Cache
+    tokens: Int[Array, "B P"]
+    words: Bool[Array, "B P"]
     ids: Int[Array, "B R"]
     lengths: Int[Array, " B"]
     done: Bool[Array, " B"]
     last: Int[Array, " B"]
+    numbers: UInt32[Array, " B"]
 
 
-def ends(ids: Int[Array, "B R"], count: Int[Array, ""], stop: StopSequences) -> Bool[Array, " B"]:
-    """Rows whose first `count` ids end in one of the stop sequences."""
+class Settings(NamedTuple):
+    """What the compiled functions are made for.
+
+    Attributes:
+      model: the network.
+      rows: B.
+      prompt: P.
+      answer: R.
+      stop: id sequences that end an answer; none writes R tokens always.
+      sampling: how tokens are drawn.
+      seed: of the draws.
+    """
+
+    model: AffectGPT
+    rows: int
+    prompt: int
+    answer: int
+    stop: StopSequences
+    sampling: Sampling
+    seed: int
+
+
+class Programs(NamedTuple):
+    """The engine's functions.
+
+    Attributes:
+      start: () -> State, all rows idle.
+      prefill: (params, state, prompts, rows, numbers) -> State. Prompts [A] go into `rows` [A] of the batch, those of
+        a row that does not exist nowhere; each writes its first token. The state is donated.
+      decode: (params, state, steps, idle) -> State. Writes at most `steps` tokens a row, until `idle` rows or more are
+        done. The state is donated.
+    """
+
+    start: jax.stages.Wrapped
+    prefill: jax.stages.Wrapped
+    decode: jax.stages.Wrapped
+
+
+def ends(ids: Int[Array, "B R"], lengths: Int[Array, " B"], stop: StopSequences) -> Bool[Array, " B"]:
+    """Rows whose first `lengths` ids end in one of the stop sequences."""
     found = jnp.zeros(ids.shape[0], bool)
     for sequence in stop:
         size = len(sequence)
         if size > ids.shape[1]:
             continue
-        tail = jax.lax.dynamic_slice_in_dim(ids, jnp.maximum(count - size, 0), size, axis=1)
-        found |= (count >= size) & jnp.all(tail == jnp.asarray(sequence, ids.dtype), axis=1)
+        places = jnp.maximum(lengths - size, 0)[:, None] + jnp.arange(size)
+        tail = jnp.take_along_axis(ids, places, axis=1)
+        found |= (lengths >= size) & jnp.all(tail == jnp.asarray(sequence, ids.dtype), axis=1)
     return found
 
 
-def make_generate(
-    model: AffectGPT, *, max_new: int, stop: Sequence[Sequence[int]], sampling: Sampling = GREEDY
-) -> Callable[[Any, Prompts, Array], Answers]:
-    """Build the generation function.
-
-    Args:
-      model: the network.
-      max_new: new tokens a row at most.
-      stop: id sequences that end an answer; none generates `max_new` tokens always.
-      sampling: how tokens are drawn; greedy by default.
-
-    Returns:
-      `generate(params, prompts, keys) -> Answers` with a random key a row; it compiles once per bucket of prompts.
-      A row's answer depends on its own prompt and key alone.
-    """
-    read, write = programs(model, max_new, tuple(tuple(int(i) for i in sequence) for sequence in stop), sampling)
-
-    def generate(params: Any, prompts: Prompts, keys: Array) -> Answers:
-        logits, cache = read(params, prompts)
-        return write(params, prompts, logits, cache, keys)
-
-    return generate
-
-
 @functools.cache
-def programs(
-    model: AffectGPT, max_new: int, stop: StopSequences, sampling: Sampling
-) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
-    """What reads prompts, and what writes answers; another checkpoint of the same network finds them compiled.
+def programs(settings: Settings, mesh: Mesh | None) -> Programs:
+    """The engine's functions; another checkpoint of the same network finds them compiled.
 
     Args:
-      model: the network.
-      max_new: new tokens a row at most.
-      stop: id sequences that end an answer.
-      sampling: how tokens are drawn.
-
-    Returns:
-      `(params, prompts) -> (logits, cache)` and `(params, prompts, logits, cache, keys) -> Answers`.
+      settings: what they are for.
+      mesh: over which the parameters lie: rows over its batch axes, heads over `tensor`. None: one device.
     """
-    return jax.jit(partial(_prefill, model, max_new)), jax.jit(partial(_decode, model, max_new, stop, sampling))
-
-
-def _prefill(model: AffectGPT, max_new: int, params: Any, prompts: Prompts) -> Any:
-    return model.apply({"params": params}, *prompts, ring=max_new, method="prefill")
-
-
-def _decode(
-    model: AffectGPT,
-    max_new: int,
-    stop: StopSequences,
-    sampling: Sampling,
-    params: Any,
-    prompts: Prompts,
-    logits: Array,
-    cache: Cache,
-    keys: Array,
-) -> Answers:
-    rows = logits.shape[0]
-    prompt_lengths = jnp.sum(prompts.used, axis=1, dtype=jnp.int32)
-
-    def take(count: Array, logits: Array, progress: Progress) -> Progress:
-        """Choose token number `count` of every row that has not ended."""
-        if sampling.repetition_penalty != 1.0:
-            ids, used = progress.ids, jnp.broadcast_to(jnp.arange(max_new) < count, progress.ids.shape)
-            if sampling.penalise_prompt:
-                # Soft tokens are no words: what stands in their places was never read.
-                words = prompts.used & (prompts.soft_index == 0)
-                ids, used = (jnp.concatenate(pair, axis=1) for pair in ((prompts.tokens, ids), (words, used)))
-            logits = penalise_repeats(logits, ids, used, sampling.repetition_penalty)
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, count)
-        chosen = choose(step_keys, logits, sampling)
-        chosen = jnp.where(progress.done, progress.last, chosen)
-        ids = jax.lax.dynamic_update_slice_in_dim(progress.ids, chosen[:, None], count, axis=1)
-        lengths = jnp.where(progress.done, progress.lengths, count + 1)
-        done = progress.done | ends(ids, count + 1, stop)
-        return Progress(progress.cache, ids, lengths, done, chosen)
-
-    def unfinished(carry: tuple[Array, Progress]) -> Array:
-        count, progress = carry
-        return (count < max_new) & ~jnp.all(progress.done)
-
-    def step(carry: tuple[Array, Progress]) -> tuple[Array, Progress]:
-        count, progress = carry
-        at = prompt_lengths + count - 1
-        read: Any = model.apply({"params": params}, progress.last, at, progress.cache, method="step")
-        logits, cache = read
-        return count + 1, take(count, logits, progress._replace(cache=cache))
-
-    start = Progress(
-        cache=cache,
-        ids=jnp.zeros((rows, max_new), jnp.int32),
-        lengths=jnp.zeros(rows, jnp.int32),
-        done=jnp.zeros(rows, bool),
-        last=jnp.zeros(rows, jnp.int32),
+    places = None if mesh is None else jax.tree.map(lambda x: x.sharding, abstract_state(settings, mesh))
+    return Programs(
+        jax.jit(partial(_start, settings), out_shardings=places),
+        jax.jit(partial(_prefill, settings), donate_argnums=1, out_shardings=places),
+        jax.jit(partial(_decode, settings), donate_argnums=1, out_shardings=places),
     )
-    first = take(jnp.zeros((), jnp.int32), logits, start)
-    _, last = jax.lax.while_loop(unfinished, step, (jnp.ones((), jnp.int32), first))
-    return Answers(last.ids, last.lengths)
+
+
+def abstract_state(settings: Settings, mesh: Mesh) -> State:
+    """The state as shapes, each with its sharding."""
+
+    def place(leaf: Any) -> Any:
+        # Of the cache [B, S, K, ...] heads are split, too.
+        rest = (None, "kv_heads", None)[: leaf.ndim - 1] if leaf.ndim > 2 else ()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec("batch", *rest)))
+
+    return jax.tree.map(place, jax.eval_shape(partial(_start, settings)))
+
+
+def _start(settings: Settings) -> State:
+    rows, prompt, answer = settings.rows, settings.prompt, settings.answer
+    return State(
+        cache=empty_cache(settings.model.config.decoder, rows, prompt, answer),
+        tokens=jnp.zeros((rows, prompt), jnp.int32),
+        words=jnp.zeros((rows, prompt), bool),
+        ids=jnp.zeros((rows, answer), jnp.int32),
+        lengths=jnp.zeros(rows, jnp.int32),
+        done=jnp.ones(rows, bool),
+        last=jnp.zeros(rows, jnp.int32),
+        numbers=jnp.zeros(rows, jnp.uint32),
+    )
+
+
+def _prefill(
+    settings: Settings,
+    params: Any,
+    state: State,
+    prompts: Prompts,
+    rows: Int[Array, " A"],
+    numbers: UInt32[Array, " A"],
+) -> State:
+    found: Any = settings.model.apply({"params": params}, *prompts, method="prefill")
+    logits, keys = found
+    count = len(rows)
+    # Which of the prompts each row takes in.
+    taken = jnp.full(settings.rows, -1, jnp.int32).at[rows].set(jnp.arange(count, dtype=jnp.int32), mode="drop")
+
+    def put(new: Array, old: Array) -> Array:
+        chosen = (taken >= 0).reshape(-1, *(1,) * (old.ndim - 1))
+        return jnp.where(chosen, new[jnp.maximum(taken, 0)], old)
+
+    layers = [old._replace(prompt=jax.tree.map(put, new, old.prompt)) for new, old in zip(keys, state.cache.layers)]
+    none = jnp.zeros(count, jnp.int32)
+    state = State(
+        cache=Cache(tuple(layers), put(prompts.used, state.cache.prompt_used), put(none, state.cache.read)),
+        tokens=put(prompts.tokens, state.tokens),
+        # Soft tokens are no words: what stands in their places was never read.
+        words=put(prompts.used & (prompts.soft_index == 0), state.words),
+        ids=state.ids,
+        lengths=put(none, state.lengths),
+        done=put(none > 0, state.done),
+        last=state.last,
+        numbers=put(numbers, state.numbers),
+    )
+    return _take(settings, state, put(logits, jnp.zeros((settings.rows, logits.shape[1]), logits.dtype)), taken >= 0)
+
+
+def _take(settings: Settings, state: State, logits: Array, rows: Bool[Array, " B"]) -> State:
+    """Choose the next token of some rows."""
+    sampling = settings.sampling
+    places = jnp.arange(settings.answer)
+    if sampling.repetition_penalty != 1.0:
+        ids, used = state.ids, places < state.lengths[:, None]
+        if sampling.penalise_prompt:
+            ids, used = (jnp.concatenate(pair, axis=1) for pair in ((state.tokens, ids), (state.words, used)))
+        logits = penalise_repeats(logits, ids, used, sampling.repetition_penalty)
+    own = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(settings.seed), state.numbers)
+    chosen = choose(jax.vmap(jax.random.fold_in)(own, state.lengths), logits, sampling)
+    ids = jnp.where(rows[:, None] & (places == state.lengths[:, None]), chosen[:, None], state.ids)
+    lengths = state.lengths + rows
+    done = state.done | (rows & ((lengths == settings.answer) | ends(ids, lengths, settings.stop)))
+    return state._replace(ids=ids, lengths=lengths, done=done, last=jnp.where(rows, chosen, state.last))
+
+
+def _decode(settings: Settings, params: Any, state: State, steps: Int[Array, ""], idle: Int[Array, ""]) -> State:
+    def unfinished(carry: tuple[Array, State]) -> Array:
+        count, state = carry
+        return (count < steps) & (jnp.sum(state.done) < idle)
+
+    def step(carry: tuple[Array, State]) -> tuple[Array, State]:
+        count, state = carry
+        at = jnp.sum(state.cache.prompt_used, axis=1, dtype=jnp.int32) + state.lengths - 1
+        read: Any = settings.model.apply({"params": params}, state.last, at, state.cache, method="step")
+        logits, cache = read
+        return count + 1, _take(settings, state._replace(cache=cache), logits, ~state.done)
+
+    return jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), state))[1]
+
+
+class Engine:
+    """Answers requests; rows that have ended are filled again."""
+
+    def __init__(
+        self,
+        model: AffectGPT,
+        params: Any,
+        *,
+        rows: int,
+        max_new: int,
+        stop: Sequence[Sequence[int]] = (),
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        length: Callable[[int], int],
+    ) -> None:
+        """Get ready; nothing is compiled yet.
+
+        Args:
+          model: the network.
+          params: its parameters; the mesh that they lie over is the engine's, too.
+          rows: of the batch; rounded up to the parts that the mesh splits it into.
+          max_new: tokens of an answer at most.
+          stop: id sequences that end an answer.
+          sampling: how tokens are drawn; greedy by default.
+          seed: of the draws. A row's draws depend on it, on its request's number and on nothing else.
+          length: what a prompt of so many tokens is padded to; programs are compiled for each.
+        """
+        place = getattr(jax.tree.leaves(params)[0], "sharding", None)
+        mesh = place.mesh if isinstance(place, NamedSharding) else None
+        self._mesh = mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+        shards = 1 if self._mesh is None else batch_shards(self._mesh.shape)
+        rows = -(-rows // shards) * shards
+        ordered = tuple(tuple(int(i) for i in sequence) for sequence in stop)
+        self._settings = Settings(model, rows, 0, max_new, ordered, sampling, seed)
+        # As many as split evenly.
+        self._admitted = -(-rows // ADMITTED // shards) * shards
+        self._params, self._length = params, length
+
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[int]]]:
+        """Answer all; yields each request's place and ids as they are ready, prompts of like length together."""
+        waiting: dict[int, deque[int]] = {}
+        for place, request in sorted(enumerate(requests), key=lambda pair: pair[1].prompt.tokens.shape[1]):
+            waiting.setdefault(self._length(request.prompt.tokens.shape[1]), deque()).append(place)
+        for length, places in waiting.items():
+            yield from self._run(requests, length, places)
+
+    def _run(self, requests: Sequence[Request], length: int, waiting: deque[int]) -> Iterator[tuple[int, list[int]]]:
+        settings = self._settings._replace(prompt=length)
+        work = programs(settings, self._mesh)
+        rows, admitted = settings.rows, self._admitted
+        at_work: dict[int, int] = {}
+        state = self._call(work.start)
+        while waiting or at_work:
+            free = [row for row in range(rows) if row not in at_work]
+            while waiting and free and (len(free) >= admitted or not at_work):
+                chosen = [waiting.popleft() for _ in range(min(admitted, len(free), len(waiting)))]
+                state = self._admit(work, state, [requests[place] for place in chosen], free[: len(chosen)], length)
+                at_work |= dict(zip(free, chosen, strict=False))
+                free = free[len(chosen) :]
+            idle = min(len(free) + admitted, rows) if waiting else rows
+            state = self._call(work.decode, self._params, state, np.int32(settings.answer), np.int32(idle))
+            done, lengths, ids = (whole(x) for x in (state.done, state.lengths, state.ids))
+            for row in [row for row in at_work if done[row]]:
+                yield at_work.pop(row), ids[row, : lengths[row]].tolist()
+
+    def stream(self, request: Request) -> Iterator[int]:
+        """Answer one request, token by token."""
+        length = self._length(request.prompt.tokens.shape[1])
+        work = programs(self._settings._replace(prompt=length), self._mesh)
+        state = self._admit(work, self._call(work.start), [request], [0], length)
+        told = 0
+        while True:
+            done, lengths, ids = (whole(x)[0] for x in (state.done, state.lengths, state.ids))
+            yield from ids[told:lengths].tolist()
+            told = int(lengths)
+            if done:
+                return
+            one = np.int32(1)
+            state = self._call(work.decode, self._params, state, one, np.int32(self._settings.rows))
+
+    def _admit(
+        self, work: Programs, state: State, requests: Sequence[Request], rows: Sequence[int], length: int
+    ) -> State:
+        prompts = stack([request.prompt for request in requests], self._admitted, length)
+        nowhere = self._settings.rows
+        places = np.array([*rows, *[nowhere] * (self._admitted - len(rows))], np.int32)
+        numbers = np.zeros(self._admitted, np.uint32)
+        numbers[: len(requests)] = [request.number for request in requests]
+        return self._call(work.prefill, self._params, state, prompts, places, numbers)
+
+    def _call(self, function: Callable[..., State], *args: Any) -> State:
+        if self._mesh is None:
+            return function(*args)
+        with jax.set_mesh(self._mesh):
+            return function(*args)
+
+
+def stack(prompts: Sequence[Prompts], rows: int, length: int) -> Prompts:
+    """Prompts of one row each, padded to one length and with empty rows."""
+
+    def join(*parts: HostArray) -> HostArray:
+        return np.concatenate(parts + (np.zeros_like(parts[0]),) * (rows - len(parts)))
+
+    def pad(prompt: Prompts) -> Prompts:
+        room = ((0, 0), (0, length - prompt.tokens.shape[1]))
+        tokens, soft_index, used = (np.pad(x, room) for x in prompt[:3])
+        return Prompts(tokens, soft_index, used, prompt.features, prompt.present)
+
+    return jax.tree.map(join, *map(pad, prompts))

@@ -25,7 +25,7 @@ from affectgpt_jax.data.responses import response_labels
 from affectgpt_jax.data.tokenizer import Tokenizer, open_tokenizer
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.answering import BUCKET
-from affectgpt_jax.inference.engine import Prompts, make_generate
+from affectgpt_jax.inference.engine import Engine, Prompts, Request
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.ops.sampling import Sampling
 from affectgpt_jax.sharding import make_mesh, parameter_shardings
@@ -170,7 +170,7 @@ class Extractor:
           folder: Hugging Face folder of a Qwen2-class chat model with its tokenizer, or OWNER/NAME in the Hub's cache.
           sampling: how tokens are drawn, see `SAMPLINGS`.
           seed: of the draws; equal prompts draw alike.
-          batch: prompts a call; the last call repeats one to be full.
+          batch: prompts that are at work at a time.
           max_new: tokens of a response at most; by default `MAX_NEW`.
 
         Raises:
@@ -184,13 +184,11 @@ class Extractor:
             raise UserError(f"{folder}: config.json says dtype={stored!r}, expected one of {', '.join(_COMPUTE)}")
         max_new = MAX_NEW if max_new is None else max_new
         decoder = DecoderConfig.from_hf(config, lora=LoraConfig(rank=0), dtype=_COMPUTE[stored])
-        self._folder, self._batch, self._seed = folder, batch, seed
+        self._folder = folder
         self._tokenizer = open_tokenizer(folder)
         self._model = AffectGPT(ModelConfig(mode="textonly", decoder=decoder))
         self._longest = config.get("max_position_embeddings", 32768) - max_new
-        self._generate = make_generate(
-            self._model, max_new=max_new, stop=[(token,) for token in self._tokenizer.end_ids], sampling=sampling
-        )
+        self._rows, self._max_new, self._sampling, self._seed = batch, max_new, sampling, seed
         settings = {
             "layout": _LAYOUT,
             "weights": weights_hash(folder),
@@ -257,29 +255,30 @@ class Extractor:
                 report(sum(key in known for key in keys.values()), len(keys))
 
         tell()
-        # Prompts of like length share a call.
-        order = sorted(waiting, key=lambda key: len(waiting[key]))
-        for start in range(0, len(order), self._batch):
-            chosen = order[start : start + self._batch]
-            found = dict(zip(chosen, self._respond([(key, waiting[key]) for key in chosen]), strict=True))
-            add_responses(self.file, found)
-            known |= found
+        order = list(waiting)
+        # Equal prompts draw alike, whatever else is asked.
+        requests = [Request(as_prompt(waiting[key]), int(key[:8], 16)) for key in order]
+        added = set(self._tokenizer.added.values())
+        for place, ids in self._engine.run(requests) if requests else ():
+            response = self._tokenizer.decode(token for token in ids if token not in added)
+            add_responses(self.file, {order[place]: response})
+            known[order[place]] = response
             tell()
         return {name: clean_response(known[key]) for name, key in keys.items()}
 
-    def _respond(self, items: Sequence[tuple[str, Sequence[int]]]) -> Iterator[str]:
-        """The model's words after some prompts, given with the hashes that decide their draws."""
-        # What fills the batch up is a row that is asked anyway: another one might keep the loop waiting.
-        rows = [*items, *[items[-1]] * (self._batch - len(items))]
-        prompts = stack_texts([ids for _, ids in rows])
-        numbers = np.array([int(key[:8], 16) for key, _ in rows], np.uint32)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self._seed), numbers)
-        found = self._generate(self._params, prompts, keys)
-        added = set(self._tokenizer.added.values())
-        for ids, length in zip(np.asarray(found.ids), np.asarray(found.lengths)[: len(items)], strict=False):
-            yield self._tokenizer.decode(token for token in ids[:length].tolist() if token not in added)
-
     @cached_property
+    def _engine(self) -> Engine:
+        return Engine(
+            self._model,
+            self._params(),
+            rows=self._rows,
+            max_new=self._max_new,
+            stop=[(token,) for token in self._tokenizer.end_ids],
+            sampling=self._sampling,
+            seed=self._seed,
+            length=bucket,
+        )
+
     def _params(self) -> dict[str, Any]:
         dtype = jnp.dtype(self._model.config.decoder.dtype)
         decoder = {"decoder": parameter_shapes(self._model)["decoder"]}
@@ -288,16 +287,16 @@ class Extractor:
         return read_tree(DECODER, shapes, self._tensors, str(self._folder), shardings)
 
 
-def stack_texts(rows: Sequence[Sequence[int]]) -> Prompts:
-    """Prompts of words alone, padded to one of four lengths an octave, for each of which the model is compiled."""
-    longest = max(map(len, rows))
-    step = max(BUCKET, (1 << longest.bit_length()) >> 3)
-    shape = (len(rows), -(-longest // step) * step)
-    prompts = Prompts(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool), {}, {})
-    for row, ids in enumerate(rows):
-        prompts.tokens[row, : len(ids)] = ids
-        prompts.used[row, : len(ids)] = True
-    return prompts
+def bucket(tokens: int) -> int:
+    """What a prompt is padded to: one of four lengths an octave, for each of which the model is compiled."""
+    step = max(BUCKET, (1 << tokens.bit_length()) >> 3)
+    return -(-tokens // step) * step
+
+
+def as_prompt(ids: Sequence[int]) -> Prompts:
+    """A prompt of words alone."""
+    tokens = np.asarray(ids, np.int32)[None]
+    return Prompts(tokens, np.zeros_like(tokens), np.ones(tokens.shape, bool), {}, {})
 
 
 def read_responses(file: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from affectgpt_jax.models.fusion import ImageFusion, StreamFusion
 from affectgpt_jax.models.prefusion import Prefusion
 from affectgpt_jax.nn import init
 from affectgpt_jax.nn.parameter import parameter
+from affectgpt_jax.ops.attention import KeysValues
 from affectgpt_jax.ops.axes import constrain
 from affectgpt_jax.ops.losses import TargetLoss, target_loss
 from affectgpt_jax.ops.random import Seed, fold
@@ -142,13 +143,10 @@ class AffectGPT(nn.Module):
         used: Bool[Array, "B P"],
         features: Features,
         present: Present,
-        *,
-        ring: int,
-    ) -> tuple[Float[Array, "B V"], Cache]:
-        """Read one prompt a row (right padded, one sample each); returns next-token logits and the cache."""
-        embeds = self.inputs_embeds(tokens, soft_index, features, present)
-        hidden, cache = self.decoder.prefill(embeds, used, ring=ring)
-        return self.decoder.logits(hidden), cache
+    ) -> tuple[Float[Array, "B V"], tuple[KeysValues, ...]]:
+        """Read one prompt a row, right padded, one sample each; returns next-token logits and what a cache holds."""
+        hidden, keys = self.decoder.prefill(self.inputs_embeds(tokens, soft_index, features, present), used)
+        return self.decoder.logits(hidden), keys
 
     def step(
         self, ids: Int[Array, " B"], positions: Int[Array, " B"], cache: Cache

@@ -19,7 +19,7 @@ from affectgpt_jax.nn.linear import Dense, Embedding
 from affectgpt_jax.nn.norm import RMSNorm
 from affectgpt_jax.nn.parameter import parameter
 from affectgpt_jax.nn.stack import init_layers, run_layers, unroll_layers
-from affectgpt_jax.ops.attention import cached_attention
+from affectgpt_jax.ops.attention import KeysValues, cached_attention, hold
 from affectgpt_jax.ops.axes import constrain, split_in
 from affectgpt_jax.ops.packed_attention import packed_attention
 from affectgpt_jax.ops.random import Seed, fold
@@ -38,32 +38,31 @@ OUTPUT_AXES: dict[Linear, str | None] = {
 
 
 class LayerCache(NamedTuple):
-    """One layer's keys and values, rotated: a read-only prompt and a ring of generated tokens."""
+    """One layer's keys and values, rotated: of the prompt, which is only read, and of the answer so far."""
 
-    prompt: tuple[Float[Array, "B P K d"], Float[Array, "B P K d"]]
-    ring: tuple[Float[Array, "B R K d"], Float[Array, "B R K d"]]
+    prompt: KeysValues
+    answer: KeysValues
 
 
 class Cache(NamedTuple):
     """The generation cache, a value: every step returns a new one.
 
-    All rows write the same ring slot at a step, so a row that joins later needs no scatter; `ring_used` says which
-    slots belong to the row's current answer.
+    A token's place in the answer's part is its number in the answer, whenever the row began: what a row computes does
+    not depend on when it was taken in.
     """
 
     layers: tuple[LayerCache, ...]
     prompt_used: Bool[Array, "B P"]
-    ring_used: Bool[Array, "B R"]
-    pointer: Int[Array, ""]
-    """The ring slot that the next token takes."""
+    read: Int[Array, " B"]
+    """Tokens of the answer that were read."""
 
 
 class StepMasks(NamedTuple):
-    """What a decoding step may look at."""
+    """What a decoding step may look at, and where in the answer's part its own token goes."""
 
-    pointer: Int[Array, ""]
+    place: Bool[Array, "B R"]
     prompt: Bool[Array, "B 1 P"]
-    ring: Bool[Array, "B 1 R"]
+    answer: Bool[Array, "B 1 R"]
 
 
 class DecoderLayer(nn.Module):
@@ -101,13 +100,15 @@ class DecoderLayer(nn.Module):
         k = heads(checkpoint_name(linear("k_proj", x, c.kv_heads * c.head_dim, bias=True), "key"))
         v = heads(checkpoint_name(linear("v_proj", x, c.kv_heads * c.head_dim, bias=True), "value"))
         q, k = rotate(q, angles), rotate(k, angles)
-        output: Any = (k, v) if self.keep_keys else None
+        output: Any = hold(k, v, c.cache == "int8") if self.keep_keys else None
         if isinstance(look, StepMasks):
             assert cache is not None
-            write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=look.pointer, axis=1)
-            ring = write(cache.ring[0], k), write(cache.ring[1], v)
-            output = LayerCache(cache.prompt, ring)
-            x = cached_attention(q, cache.prompt, ring, look.prompt, look.ring)
+            # A few selected among many is quicker than a scatter where rows lie on several devices, and the answer's
+            # part is small against the weights that a step reads.
+            held = hold(k, v, c.cache == "int8")
+            answer: Any = jax.tree.map(partial(_select, look.place), held, cache.answer)
+            output = LayerCache(cache.prompt, answer)
+            x = cached_attention(q, cache.prompt, answer, look.prompt, look.answer)
         else:
             # The parameters' shapes are found with a row of one token, which not every kernel takes.
             x = packed_attention(q, k, v, look, kernel="xla" if self.is_initializing() else c.attention)
@@ -186,17 +187,16 @@ class Decoder(nn.Module):
         return self.final_norm(h)
 
     def prefill(
-        self, h: Float[Array, "B P D"], used: Bool[Array, "B P"], *, ring: int
-    ) -> tuple[Float[Array, "B D"], Cache]:
+        self, h: Float[Array, "B P D"], used: Bool[Array, "B P"]
+    ) -> tuple[Float[Array, "B D"], tuple[KeysValues, ...]]:
         """Read prompts, right padded.
 
         Args:
           h: input embeddings.
           used: False on padding.
-          ring: slots for generated tokens.
 
         Returns:
-          The hidden state at each prompt's last token, and the cache.
+          The hidden state at each prompt's last token, and each layer's keys and values.
         """
         c = self.config
         rows, length, _ = h.shape
@@ -207,14 +207,7 @@ class Decoder(nn.Module):
         h, keys = unroll_layers(layer, self.layers, h, shared, [None] * c.layers)
         last = jnp.sum(segments, axis=1) - 1
         h = jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0]
-        empty = jnp.zeros((rows, ring, c.kv_heads, c.head_dim), jnp.dtype(c.dtype))
-        cache = Cache(
-            layers=tuple(LayerCache(prompt, (empty, empty)) for prompt in keys),
-            prompt_used=used,
-            ring_used=jnp.zeros((rows, ring), bool),
-            pointer=jnp.zeros((), jnp.int32),
-        )
-        return self.final_norm(h), cache
+        return self.final_norm(h), tuple(keys)
 
     def step(
         self, ids: Int[Array, " B"], positions: Int[Array, " B"], cache: Cache
@@ -230,10 +223,36 @@ class Decoder(nn.Module):
           The hidden states that predict the next tokens, and the new cache.
         """
         c = self.config
-        slots = cache.ring_used.shape[1]
-        ring_used = cache.ring_used | (jnp.arange(slots) == cache.pointer)
-        masks = StepMasks(cache.pointer, cache.prompt_used[:, None], ring_used[:, None])
+        length = jax.tree.leaves(cache.layers[0].answer)[0].shape[1]
+        places = jnp.arange(length)
+        masks = StepMasks(
+            places == cache.read[:, None],
+            cache.prompt_used[:, None],
+            (places <= cache.read[:, None])[:, None],
+        )
         shared = (rotary_angles(positions[:, None], c.head_dim, c.rope_theta), masks)
         h, layers = unroll_layers(self.layer, self.layers, self.embed(ids[:, None]), shared, cache.layers)
-        cache = Cache(tuple(layers), cache.prompt_used, ring_used, (cache.pointer + 1) % slots)
-        return self.final_norm(h[:, 0]), cache
+        return self.final_norm(h[:, 0]), Cache(tuple(layers), cache.prompt_used, cache.read + 1)
+
+
+def empty_cache(config: DecoderConfig, rows: int, prompt: int, answer: int) -> Cache:
+    """The cache of rows that are at work on nothing.
+
+    Args:
+      config: the decoder.
+      rows: B.
+      prompt: tokens of a prompt at most, P.
+      answer: tokens of an answer at most, R.
+    """
+
+    def part(length: int) -> KeysValues:
+        x = jnp.zeros((rows, length, config.kv_heads, config.head_dim), jnp.dtype(config.dtype))
+        return hold(x, x, config.cache == "int8")
+
+    layers = tuple(LayerCache(part(prompt), part(answer)) for _ in range(config.layers))
+    return Cache(layers, jnp.zeros((rows, prompt), bool), jnp.zeros(rows, jnp.int32))
+
+
+def _select(place: Bool[Array, "B R"], new: Array, old: Array) -> Array:
+    """`new` [B, 1, ...] in its place of `old` [B, R, ...]."""
+    return jnp.where(place.reshape(*place.shape, *(1,) * (old.ndim - 2)), new, old)

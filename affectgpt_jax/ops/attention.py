@@ -3,9 +3,11 @@
 B batch, T queries, S keys, H query heads, K key heads (K divides H), G = H / K, D head width.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int8
 
 from affectgpt_jax.ops.dropout import dropout
 from affectgpt_jax.ops.random import Seed
@@ -86,21 +88,58 @@ def attention(
     return _combine(weights, v)
 
 
+class Rounded(NamedTuple):
+    """Vectors as int8 with a float32 scale each: x ~ values * scale."""
+
+    values: Int8[Array, "B S K D"]
+    scale: Float[Array, "B S K"]
+
+
+KeysValues = tuple[Float[Array, "_ _ _ _"] | Rounded, Float[Array, "_ _ _ _"] | Rounded]
+"""Keys and values as a cache holds them: B rows, S tokens, K heads, D wide."""
+
+
+def hold(k: Float[Array, "B S K D"], v: Float[Array, "B S K D"], int8: bool) -> KeysValues:
+    """Keys and values for a cache, as they are or rounded."""
+    return (_rounded(k), _rounded(v)) if int8 else (k, v)
+
+
+def _rounded(x: Float[Array, "B S K D"]) -> Rounded:
+    """No entry is off by more than scale / 2, 1/254 of its vector's largest."""
+    x = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), 1e-30) / 127.0
+    return Rounded(jnp.round(x / scale[..., None]).astype(jnp.int8), scale)
+
+
+def _along_keys(scale: Float[Array, "B S K"]) -> Float[Array, "B K 1 1 S"]:
+    return jnp.transpose(scale, (0, 2, 1))[:, :, None, None, :]
+
+
 def cached_attention(
     q: Float[Array, "B T H D"],
-    prompt: tuple[Float[Array, "B P K D"], Float[Array, "B P K D"]],
-    generated: tuple[Float[Array, "B R K D"], Float[Array, "B R K D"]],
+    prompt: KeysValues,
+    answer: KeysValues,
     prompt_mask: Bool[Array, "B T P"],
-    generated_mask: Bool[Array, "B T R"],
+    answer_mask: Bool[Array, "B T R"],
 ) -> Float[Array, "B T H D"]:
-    """Attention over a read-only prompt and the tokens generated so far, without joining the two in memory."""
-    scores = jnp.concatenate(
-        [
-            jnp.where(mask[:, None, None], _scores(q, keys), MASKED)
-            for (keys, _), mask in ((prompt, prompt_mask), (generated, generated_mask))
-        ],
-        axis=-1,
-    )
+    """Attention over a prompt and the tokens of the answer so far, without joining the two in memory.
+
+    Rounded keys and values are only ever converted: scores are scaled after the product, weights before it.
+    """
+
+    def look(keys: Float[Array, "B S K D"] | Rounded, mask: Bool[Array, "B T S"]) -> Float[Array, "B K G T S"]:
+        if isinstance(keys, Rounded):
+            scores = _scores(q, keys.values.astype(q.dtype)) * _along_keys(keys.scale)
+        else:
+            scores = _scores(q, keys)
+        return jnp.where(mask[:, None, None], scores, MASKED)
+
+    def take(weights: Float[Array, "B K G T S"], values: Float[Array, "B S K D"] | Rounded) -> Float[Array, "B T H D"]:
+        if isinstance(values, Rounded):
+            return _combine(weights * _along_keys(values.scale), values.values.astype(q.dtype))
+        return _combine(weights, values)
+
+    scores = jnp.concatenate([look(prompt[0], prompt_mask), look(answer[0], answer_mask)], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1)
-    length = prompt[0].shape[1]
-    return _combine(weights[..., :length], prompt[1]) + _combine(weights[..., length:], generated[1])
+    length = prompt_mask.shape[-1]
+    return take(weights[..., :length], prompt[1]) + take(weights[..., length:], answer[1])

@@ -8,9 +8,8 @@ from jax.sharding import NamedSharding
 
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.examples import collate_rows
-from affectgpt_jax.inference.answering import BUCKET
+from affectgpt_jax.inference import answering, extraction
 from affectgpt_jax.inference.engine import Prompts
-from affectgpt_jax.inference.extraction import stack_texts
 from affectgpt_jax.inference.runs import feature_shapes
 from affectgpt_jax.ops.axes import spec
 from affectgpt_jax.planning.job import Job
@@ -79,6 +78,4 @@ def answer_rows(job: Job, sizes: dict[str, int]) -> int:
 
 def prompt_bucket(job: Job) -> int:
     """Tokens that the job's prompts are padded to."""
-    if job.kind == "extract":
-        return stack_texts([range(job.load.prompt)]).tokens.shape[1]
-    return -(-job.load.prompt // BUCKET) * BUCKET
+    return (extraction if job.kind == "extract" else answering).bucket(job.load.prompt)

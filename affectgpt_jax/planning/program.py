@@ -152,11 +152,14 @@ def compile_job(job: Job, waiting: Callable[[float], None] = lambda seconds: Non
 def _lowered(job: Job) -> dict[str, Callable[[], Any]]:
     """What lowers each program of a job."""
     import jax
+    import numpy as np
+    from jax.sharding import NamedSharding
 
-    from affectgpt_jax.inference.engine import programs
+    from affectgpt_jax.inference.engine import Settings, abstract_state, programs
     from affectgpt_jax.ops.axes import spec
     from affectgpt_jax.ops.sampling import GREEDY
-    from affectgpt_jax.planning.layout import abstract_batch, abstract_prompts, lay_out
+    from affectgpt_jax.planning.layout import abstract_batch, abstract_prompts, answer_rows, lay_out, prompt_bucket
+    from affectgpt_jax.sharding import replicated
 
     plan = lay_out(job, open_topology(job.topology))
     mesh: Any = plan.mesh
@@ -170,23 +173,25 @@ def _lowered(job: Job) -> dict[str, Callable[[], Any]]:
 
     if job.kind == "train":
         return {"step": under(lambda: plan.step.lower(plan.state, plan.frozen, abstract_batch(job, mesh)))}
+    config = job.config
+    settings = Settings(
+        plan.model, answer_rows(job, dict(mesh.shape)), prompt_bucket(job), config.evaluate.max_new, (), GREEDY, 0
+    )
+    work = programs(settings, mesh)
+    everywhere, by_rows = replicated(mesh), NamedSharding(mesh, spec("batch"))
+
+    def number(dtype: Any, place: NamedSharding, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
     prompts = abstract_prompts(job, mesh)
-    read, write = programs(plan.model, job.config.evaluate.max_new, (), GREEDY)
-
-    def lower_write() -> Any:
-        by_rows = jax.NamedSharding(mesh, spec("batch"))
-        logits, cache = jax.eval_shape(read, plan.params, prompts)
-
-        def lay(path: Any, x: Any) -> Any:
-            rows = x.ndim and x.shape[0] == prompts.tokens.shape[0]
-            heads = rows and x.ndim == 4
-            place = jax.NamedSharding(mesh, spec("batch", None, "kv_heads", None)) if heads else by_rows
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place if rows else jax.NamedSharding(mesh, spec()))
-
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts.tokens.shape[0]))
-        return write.lower(plan.params, prompts, *jax.tree.map_with_path(lay, (logits, cache)), lay((), keys))
-
-    return {"read prompts": under(lambda: read.lower(plan.params, prompts)), "write answers": under(lower_write)}
+    count = prompts.tokens.shape[0]
+    rows, numbers = number(np.int32, everywhere, count), number(np.uint32, by_rows, count)
+    limit = number(np.int32, everywhere)
+    state = abstract_state(settings, mesh)
+    return {
+        "read prompts": under(lambda: work.prefill.lower(plan.params, state, prompts, rows, numbers)),
+        "write answers": under(lambda: work.decode.lower(plan.params, state, limit, limit)),
+    }
 
 
 def _account(name: str, lower: Callable[[], Any], on_tpu: bool) -> Account:

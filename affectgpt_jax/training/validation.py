@@ -20,7 +20,7 @@ from affectgpt_jax.inference.evaluate import PLAIN, make_queries
 from affectgpt_jax.inference.runs import Run, open_shards
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.ops.losses import TargetLoss
-from affectgpt_jax.sharding import batch_shards, put_batch, replicated, under
+from affectgpt_jax.sharding import put_batch, replicated, under
 from affectgpt_jax.training.data import make_batches, make_data
 from affectgpt_jax.unibench.scoring import score_labels
 from affectgpt_jax.unibench.table_cache import load_table
@@ -99,11 +99,9 @@ class Validator:
             return {}
         settings = self._run.config.evaluate
         run = self._run._replace(params=join(params, frozen))
-        shards = batch_shards(self._mesh.shape)
-        answerer = Answerer(run, batch=-(-settings.batch // shards) * shards, max_new=settings.max_new)
+        answerer = Answerer(run, batch=settings.batch, max_new=settings.max_new)
         clips = range(self._answered)
-        with jax.set_mesh(self._mesh):
-            answers = answerer(make_queries(run, self._corpus, PLAIN, settings.question, clips=clips))
+        answers = answerer(make_queries(run, self._corpus, PLAIN, settings.question, clips=clips))
         predicted = [answer.labels if isinstance(answer, Answer) else [] for answer in answers]
         truth = [text.labels for text in self._corpus.texts(clips)]
         found = score_labels(truth, predicted, self._table, resamples=0).scores

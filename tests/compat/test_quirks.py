@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from affectgpt_jax.data.tokenizer import open_tokenizer
 from affectgpt_jax.data.tokens import tokenise
 from affectgpt_jax.inference import answering
 from affectgpt_jax.inference.answering import Answer, Answerer, Query
-from affectgpt_jax.inference.engine import Answers, Prompts
+from affectgpt_jax.inference.engine import Request
 from affectgpt_jax.inference.runs import Run
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.models.qformer import QFormer
@@ -241,21 +242,21 @@ def test_what_a_runs_compat_changes_in_its_questions(
     """Quirks 45 and 49: the opening token, and the base model's own end of text."""
     config, tokenizer = resolve(tiny_config(tiny).model_copy(update={"compat": compat}))
     said = tokenizer.encode(f"calm.{END_OF_TEXT}")
-    asked: list[Prompts] = []
+    asked: list[Request] = []
 
-    def make_generate(*_: Any, **__: Any) -> Any:
-        def generate(params: Any, prompts: Prompts, keys: Any) -> Answers:
-            asked.append(prompts)
-            rows = len(prompts.tokens)
-            return Answers(jnp.tile(jnp.asarray(said), (rows, 1)), jnp.full(rows, len(said)))
+    class Saying:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            """Whatever it is given."""
 
-        return generate
+        def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[int]]]:
+            asked.extend(requests)
+            yield 0, said
 
-    monkeypatch.setattr(answering, "make_generate", make_generate)
+    monkeypatch.setattr(answering, "Engine", Saying)
     run = Run(Path("run"), config, tokenizer, AffectGPT(config.model), {}, 0)
     (answer,) = Answerer(run, batch=1, max_new=8)([Query("a", "Well.", "How does she feel?", {})])
     assert isinstance(answer, Answer)
-    assert (asked[0].tokens[0, 0] == tokenizer.bos) == (compat == "strict")
+    assert (asked[0].prompt.tokens[0, 0] == tokenizer.bos) == (compat == "strict")
     assert answer.text == ("calm." if compat == "strict" else f"calm.{END_OF_TEXT}")
 
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import threading
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from affectgpt_jax.cli import main
 from affectgpt_jax.data.tokenizer import open_tokenizer
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference import extraction
-from affectgpt_jax.inference.engine import Answers, Prompts, make_generate
+from affectgpt_jax.inference.engine import Engine, Request
 from affectgpt_jax.inference.extraction import SAMPLINGS, Extractor, Rules, chat_ids, clean_response, render
 from affectgpt_jax.ops.sampling import Sampling
 from affectgpt_jax.unibench.predictions import read_predictions, sentiment_signs
 from tests.conftest import reference_folder
+from tests.inference.engines import fresh_cache, generate
 
 LABELS = "Please assume the role of an expert in the field of emotions. We provide clues that may be related to the emotions of the characters. Based on the provided clues, please identify the emotional states of the main character. The main character is the one with the most detailed clues. Please separate different emotional categories with commas and output only the clearly identifiable emotional categories in a list format. If none are identified, please output an empty list. Input: We cannot recognize his emotional state; Output: [] Input: His emotional state is happy, sad, and angry; Output: [happy, sad, angry] Input: He {smiles}.; Output: "  # noqa: E501
 SENTIMENT = "Please act as an expert in the field of emotions.             We provide a few words to describe the emotions of a character.             Please choose the most likely sentiment from the given candidates: [positive, negative, neutral]             Please direct output answer without analyzing process.             Input: [joyful]; Output: positive             Input: []; Output: neutral             Input: [joy, relief]; Output: "  # noqa: E501
@@ -68,36 +69,37 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "language"
 
 
-class Calls(list[tuple[Any, Prompts, Answers]]):
-    """What the generation was called with, and what it gave; `stop_before` interrupts it."""
+class Calls(list[tuple[Any, tuple[int, ...], list[int]]]):
+    """Parameters, a prompt and what was generated, of each response; `stop_before` interrupts."""
 
     stop_before: int | None = None
 
+    def __init__(self) -> None:
+        self.sizes: set[tuple[int, int]] = set()
+        """Rows and tokens of an answer at most, of all engines."""
+
     def prompts(self) -> list[tuple[int, ...]]:
-        """Ids of every prompt, those that fill a batch up left out."""
-        found = []
-        for _, prompts, _ in self:
-            rows = [tuple(ids[used].tolist()) for ids, used in zip(prompts.tokens, prompts.used, strict=True)]
-            found += dict.fromkeys(rows)
-        return found
+        """Ids of every prompt."""
+        return [prompt for _, prompt, _ in self]
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     calls = Calls()
 
-    def recording(*args: Any, **kwargs: Any) -> Callable[..., Answers]:
-        generate = make_generate(*args, **kwargs)
+    class Recording(Engine):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            calls.sizes.add((kwargs["rows"], kwargs["max_new"]))
+            super().__init__(*args, **kwargs)
 
-        def run(params: Any, prompts: Prompts, keys: jax.Array) -> Answers:
-            if len(calls) == calls.stop_before:
-                raise KeyboardInterrupt
-            calls.append((params, prompts, generate(params, prompts, keys)))
-            return calls[-1][2]
+        def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[int]]]:
+            for place, ids in super().run(requests):
+                if len(calls) == calls.stop_before:
+                    raise KeyboardInterrupt
+                calls.append((self._params, tuple(requests[place].prompt.tokens[0].tolist()), ids))
+                yield place, ids
 
-        return run
-
-    monkeypatch.setattr(extraction, "make_generate", recording)
+    monkeypatch.setattr(extraction, "Engine", Recording)
     return calls
 
 
@@ -214,11 +216,9 @@ def test_responses_are_those_of_transformers(language: Path, calls: Calls) -> No
         return found[0, len(ids) :].tolist()
 
     compared: dict[tuple[int, ...], list[int]] = {}
-    for _, prompts, found in calls:
-        for row in range(4):
-            ids = prompts.tokens[row][prompts.used[row]].tolist()
-            compared[tuple(ids)] = ask(ids, 1.05)
-            assert found.ids[row, : found.lengths[row]].tolist() == compared[tuple(ids)]
+    for _, ids, found in calls:
+        compared[ids] = ask(list(ids), 1.05)
+        assert found == compared[ids]
     assert len(compared) == len(set(ANSWERS.values())) + len(set(responses.values()))
     assert any(ids[-1] in ends for ids in compared.values())
     assert any(len(ids) == MAX_NEW for ids in compared.values())
@@ -249,7 +249,7 @@ def test_the_penalty_counts_words_and_no_soft_tokens(penalise_prompt: bool) -> N
     params, steps = goldens.model_params(g), 12
     size = max(len(g.data[f"gen{i}/input_ids"]) for i in range(2)) + 3
     batch = stack([prompt(g, i, size - len(g.data[f"gen{i}/input_ids"])) for i in range(2)])
-    prefill = jax.jit(lambda b: g.model.apply({"params": params}, *b, ring=steps, method="prefill"))
+    prefill = jax.jit(lambda b: g.model.apply({"params": params}, *b, method="prefill"))
     step = jax.jit(lambda *x: g.model.apply({"params": params}, *x, method="step"))
     # What stands in the places of soft tokens and of padding is never read; counted, it would change the first choice.
     likeliest = np.argmax(prefill(batch)[0], axis=-1)[:, None]
@@ -257,7 +257,8 @@ def test_the_penalty_counts_words_and_no_soft_tokens(penalise_prompt: bool) -> N
     assert (batch.soft_index > 0).any(axis=1).all()
     batch = batch._replace(tokens=jnp.where(unread, likeliest, batch.tokens))
     processor = transformers.RepetitionPenaltyLogitsProcessor(penalty=1.5)
-    logits, cache = prefill(batch)
+    logits, keys = prefill(batch)
+    cache = fresh_cache(g.model, keys, batch.used, steps)
     chosen = np.zeros((2, 0), np.int32)
     for at in range(steps):
         for row in range(2):
@@ -269,23 +270,15 @@ def test_the_penalty_counts_words_and_no_soft_tokens(penalise_prompt: bool) -> N
         chosen = np.concatenate([chosen, np.argmax(logits, axis=-1)[:, None].astype(np.int32)], axis=1)
         logits, cache = step(chosen[:, -1], jnp.sum(batch.used, axis=1) + at, cache)
     how = Sampling(repetition_penalty=1.5, penalise_prompt=penalise_prompt)
-    keys = jax.random.split(jax.random.key(0), 2)
-    np.testing.assert_array_equal(
-        make_generate(g.model, max_new=steps, stop=(), sampling=how)(params, batch, keys).ids, chosen
-    )
+    assert generate(g.model, params, batch, steps, sampling=how) == chosen.tolist()
     other = how._replace(penalise_prompt=not penalise_prompt)
-    assert np.any(make_generate(g.model, max_new=steps, stop=(), sampling=other)(params, batch, keys).ids != chosen)
+    assert generate(g.model, params, batch, steps, sampling=other) != chosen.tolist()
 
 
 def test_prompts_are_padded_to_few_lengths() -> None:
     """At most a quarter of a long prompt is padding, and there are four lengths an octave."""
-    lengths = {}
-    for size in range(1, 2049):
-        prompts = extraction.stack_texts([[7] * size, [8]])
-        lengths[size] = prompts.tokens.shape[1]
-        assert size <= lengths[size] <= max(size + 31, 1.25 * size)
-        assert prompts.used.sum(axis=1).tolist() == [size, 1]
-        assert prompts.tokens.sum(axis=1).tolist() == [7 * size, 8]
+    lengths = {size: extraction.bucket(size) for size in range(1, 2049)}
+    assert all(size <= length <= max(size + 31, 1.25 * size) for size, length in lengths.items())
     assert sorted(set(lengths.values()) - set(range(129))) == [
         160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048,
     ]  # fmt: skip
@@ -327,7 +320,6 @@ def test_nothing_is_asked_twice(language: Path, calls: Calls) -> None:
     first = extractor.labels(ANSWERS, lambda done, total: seen.append((done, total)))
     distinct = len(set(ANSWERS.values()))
     assert distinct < len(ANSWERS)
-    assert len(calls) == -(-distinct // 2)
     assert len(calls.prompts()) == len(set(calls.prompts())) == distinct
     assert seen[0] == (0, len(ANSWERS))
     assert seen[-1] == (len(ANSWERS), len(ANSWERS))
@@ -336,8 +328,8 @@ def test_nothing_is_asked_twice(language: Path, calls: Calls) -> None:
 
     again = Extractor(language, max_new=4)
     assert again.labels(ANSWERS) == first
-    assert len(calls) == -(-distinct // 2)
-    assert "_params" not in vars(again)  # not even its weights were read
+    assert len(calls) == distinct
+    assert "_engine" not in vars(again)  # not even its weights were read
     assert again.labels(ANSWERS | {"g": "afraid"}) == first | again.labels({"g": "afraid"})
     assert len(calls.prompts()) == distinct + 1
 
@@ -533,8 +525,7 @@ def test_a_file_by_a_language_model(
     out = tmp_path / "out"
     command = ["extract", str(raw / "later.jsonl"), str(out), "--language", str(language), "--sentiment"]
     assert main([*command, "--batch", "5"]) == 0
-    assert {prompts.tokens.shape[0] for _, prompts, _ in calls} == {5}
-    assert {found.ids.shape[1] for _, _, found in calls} == {24}
+    assert calls.sizes == {(5, 24)}
     asked = len(calls)
     extractor = Extractor(language)
     labels = extractor.labels(ANSWERS)
