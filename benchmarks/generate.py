@@ -1,0 +1,196 @@
+"""Answers a second: the engine against Hugging Face's `generate`, one clip at a time and in batches.
+
+  python benchmarks/generate.py
+
+A Qwen2-class decoder of 100M parameters with random weights, prompts of 110 tokens, 64 new tokens each, greedy, float32,
+the same weights and prompts on both sides, in turn, each side a process of its own. torch reads prompts of equal length,
+which it needs no padding for; the engine fills rows again, which pays where answers end at different times: the
+second table lets them end at random, as answers do. Needs the extra [torch].
+
+  python benchmarks/generate.py --shape 7b --dtype bfloat16 --batches 1 32 128      # on a GPU: 7B, and the roofline
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "100m": {
+        "vocab_size": 32000, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "num_key_value_heads": 2, "intermediate_size": 2048, "tie_word_embeddings": True,
+    },
+    "7b": {
+        "vocab_size": 152064, "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "intermediate_size": 18944, "tie_word_embeddings": False,
+    },
+    "tiny": {
+        "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 96, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+PROMPT, NEW = 110, 64
+SEED = 0
+
+
+def main() -> None:
+    """Compare, or be one side."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="100m")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[32], help="rows at a time of the engine and of torch"
+    )
+    parser.add_argument("--single", type=int, default=4, help="clips that torch answers one by one")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--int8", action="store_true", help="weights and cache of the engine as int8, too")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--side", choices=("ours", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        print(json.dumps({"ours": ours, "torch": theirs}[args.side](args)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        compare(args, Path(folder))
+
+
+def compare(args: argparse.Namespace, folder: Path) -> None:
+    """Run both sides in turn and print them."""
+    words = [word for word in sys.argv[1:] if not word.startswith("--json")]
+    found: dict[str, list[Any]] = {"torch": [], "ours": []}
+    for _ in range(args.runs):
+        for side, results in found.items():
+            command = [sys.executable, __file__, *words, "--side", side, "--folder", str(folder)]
+            ran = subprocess.run(command, capture_output=True, text=True, check=False)
+            if ran.returncode:
+                sys.exit(f"{side} failed:\n{ran.stderr[-3000:]}")
+            results.append(json.loads(ran.stdout.splitlines()[-1]))
+    first = {side: results[0] for side, results in found.items()}
+    print(
+        f"{args.shape}: {first['ours']['parameters'] / 1e6:.0f}M parameters, {args.dtype}, prompts of {PROMPT}, {NEW} new "
+        f"tokens, {first['ours']['device']}, {os.cpu_count()} cores, {args.runs} runs in turn (median, least and most)"
+    )
+    rates = {
+        (side, name): sorted(result["rates"][name] for result in results)
+        for side, results in found.items()
+        for name in results[0]["rates"]
+    }
+    base = statistics.median(rates["torch", "one by one"])
+    print(f"\n{'':<34}{'clips/s':>10}{'spread':>18}{'tokens/s':>10}{'against torch one by one':>28}")
+    for (side, name), values in rates.items():
+        middle = statistics.median(values)
+        spread = f"{values[0]:.3f} - {values[-1]:.3f}"
+        print(f"{side + ', ' + name:<34}{middle:>10.3f}{spread:>18}{middle * NEW:>10.0f}{middle / base:>27.1f}x")
+    if (floor := first["ours"]["floor"]) is not None:
+        for name, share in floor.items():
+            print(f"ours, {name}: {share:.0%} of the bandwidth roofline while writing")
+    same = first["torch"]["ids"] == first["ours"]["ids"]
+    print(f"\nthe same ids on both sides: {'yes' if same else 'no (half precision or a tie)'}")
+    if args.json is not None:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def prompts(count: int, vocabulary: int) -> np.ndarray:
+    """Random words, the same on both sides."""
+    return np.random.default_rng(SEED).integers(0, vocabulary, (count, PROMPT)).astype(np.int32)
+
+
+def theirs(args: argparse.Namespace) -> dict[str, Any]:
+    """transformers; writes the weights that the other side reads."""
+    import torch
+    import transformers
+
+    torch.manual_seed(SEED)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, args.dtype)
+    config = transformers.Qwen2Config(**SHAPES[args.shape])
+    with torch.device(device):
+        model = transformers.Qwen2ForCausalLM(config).to(dtype).eval()
+    model.generation_config.eos_token_id = None
+    if not (args.folder / "config.json").exists():
+        model.save_pretrained(args.folder)
+    rows = max([*args.batches, args.single])
+    ids = torch.from_numpy(prompts(rows, config.vocab_size)).long().to(device)
+    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+
+    def run(asked: Any) -> Any:
+        with torch.no_grad():
+            found = model.generate(asked, attention_mask=torch.ones_like(asked), **options)[:, PROMPT:]
+        return found.cpu()
+
+    run(ids[:1])
+    rates = {}
+    started = time.perf_counter()
+    single = [run(ids[i : i + 1])[0].tolist() for i in range(args.single)]
+    rates["one by one"] = args.single / (time.perf_counter() - started)
+    for batch in args.batches:
+        run(ids[:batch, :8])
+        started = time.perf_counter()
+        run(ids[:batch])
+        rates[f"{batch} at a time"] = batch / (time.perf_counter() - started)
+    return {"rates": rates, "ids": single}
+
+
+def ours(args: argparse.Namespace) -> dict[str, Any]:
+    """The engine, with the weights that the other side wrote."""
+    import jax
+    import jax.numpy as jnp
+
+    from affectgpt_jax.config.networks import DecoderConfig, LoraConfig, ModelConfig
+    from affectgpt_jax.inference.engine import Engine, Prompts, Request
+    from affectgpt_jax.models.affectgpt import AffectGPT
+    from affectgpt_jax.training.chips import find_chip
+    from affectgpt_jax.weights.files import open_part
+    from affectgpt_jax.weights.initial import parameter_shapes
+    from affectgpt_jax.weights.networks import DECODER
+    from affectgpt_jax.weights.table import read_tree
+
+    config, tensors = open_part(args.folder, "language")
+    decoder = DecoderConfig.from_hf(config, lora=LoraConfig(rank=0), dtype=args.dtype)
+    model = AffectGPT(ModelConfig(mode="textonly", decoder=decoder))
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(args.dtype)), {"decoder": parameter_shapes(model)["decoder"]}
+    )
+    place = jax.tree.map(lambda x: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
+    params = read_tree(DECODER, shapes, tensors, str(args.folder), place)
+    size = sum(x.size for x in jax.tree.leaves(params))
+
+    def ask(count: int) -> list[Request]:
+        return [
+            Request(Prompts(row[None], np.zeros((1, PROMPT), np.int32), np.ones((1, PROMPT), bool), {}, {}), i)
+            for i, row in enumerate(prompts(count, decoder.vocab))
+        ]
+
+    rates, ids, floor = {}, [], {}
+    chip = find_chip(jax.devices()[0].device_kind)
+    for batch in args.batches:
+        engine = Engine(model, params, rows=batch, max_new=NEW, length=lambda tokens: -(-tokens // 16) * 16)
+        dict(engine.run(ask(batch)))
+        started = time.perf_counter()
+        found = dict(engine.run(ask(batch)))
+        seconds = time.perf_counter() - started
+        rates[f"{batch} at a time"] = batch / seconds
+        ids = ids or [found[i] for i in range(min(args.single, batch))]
+        if chip is not None:
+            read = size * jnp.dtype(args.dtype).itemsize * NEW / chip.bandwidth
+            floor[f"{batch} at a time"] = read / seconds
+    return {
+        "rates": rates,
+        "ids": ids,
+        "parameters": size,
+        "device": jax.devices()[0].device_kind,
+        "floor": floor or None,
+    }
+
+
+if __name__ == "__main__":
+    main()
