@@ -2,12 +2,10 @@
 
   python benchmarks/generate.py
 
-A Qwen2-class decoder of 100M parameters with random weights, prompts of 110 tokens, 64 new tokens each, greedy, float32,
-the same weights and prompts on both sides, in turn, each side a process of its own. torch reads prompts of equal length,
-which it needs no padding for; the engine fills rows again, which pays where answers end at different times: the
-second table lets them end at random, as answers do. Needs the extra [torch].
+A Qwen2-class decoder of 100M parameters with random weights, prompts of 110 tokens, 64 new tokens, greedy, float32, the
+same weights and prompts on both sides, in turn, each side a process of its own. Needs the extra [torch].
 
-  python benchmarks/generate.py --shape 7b --dtype bfloat16 --batches 1 32 128      # on a GPU: 7B, and the roofline
+  python benchmarks/generate.py --shape 7b --dtype bfloat16 --batches 1 32 128      # on a GPU
 """
 
 import argparse
@@ -51,7 +49,6 @@ def main() -> None:
     )
     parser.add_argument("--single", type=int, default=4, help="clips that torch answers one by one")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--int8", action="store_true", help="weights and cache of the engine as int8, too")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=("ours", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -76,8 +73,8 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
             results.append(json.loads(ran.stdout.splitlines()[-1]))
     first = {side: results[0] for side, results in found.items()}
     print(
-        f"{args.shape}: {first['ours']['parameters'] / 1e6:.0f}M parameters, {args.dtype}, prompts of {PROMPT}, {NEW} new "
-        f"tokens, {first['ours']['device']}, {os.cpu_count()} cores, {args.runs} runs in turn (median, least and most)"
+        f"{args.shape}: {first['ours']['parameters'] / 1e6:.0f}M parameters, {args.dtype}, prompts of {PROMPT}, {NEW} "
+        f"new tokens, {first['ours']['device']}, {os.cpu_count()} cores, {args.runs} runs in turn"
     )
     rates = {
         (side, name): sorted(result["rates"][name] for result in results)
