@@ -55,7 +55,7 @@ test-all:
 	  else echo "$$python is not installed: skipped"; fi; done
 
 bench: $(VENV)/.dev-$(STAMP)
-	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	set -e; for file in benchmarks/*.py; do echo "== $$file"; JAX_PLATFORMS=cpu $(BIN)/python $$file; done
 
 # The environment is built once per lock: what `make demo` needs first, the tools of `make test` on top. It asks
 # nothing of the system but an interpreter with pip (not even Debian's python3-venv).

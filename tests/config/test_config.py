@@ -101,7 +101,8 @@ def test_hugging_face_configs_old_and_new() -> None:
     # Every key is either in a config.json or of the run's own.
     config = DecoderConfig(
         vocab=64, width=24, layers=3, heads=4, kv_heads=2, head_dim=8, mlp_width=40, rope_theta=7.0, norm_eps=0.5,
-        tied_head=True, lora=LoraConfig(rank=3), dtype="bfloat16", base="int8", attention="splash", remat="full",
+        tied_head=True, lora=LoraConfig(rank=3), dtype="bfloat16", base="int8", cache="int8", attention="splash",
+        remat="full",
     )  # fmt: skip
     assert all(getattr(config, key) != field.default for key, field in DecoderConfig.model_fields.items())
     assert DecoderConfig.from_hf(config.to_hf(), **{key: getattr(config, key) for key in RUNTIME}) == config
