@@ -253,6 +253,11 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, x), batch)
 
 
+def device_bytes(tree: Any) -> int:
+    """Bytes of arrays, or of shapes with shardings, on one device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def under(mesh: Mesh, function: Callable[P, R]) -> Callable[P, R]:
     """A compiled function whose calls see the mesh: `ops.axes.constrain` reads it while the function is traced."""
 

@@ -12,8 +12,8 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 
+from affectgpt_jax.accelerators import any_accelerator
 from affectgpt_jax.cache import cache_folder
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.version import __version__
@@ -43,10 +43,6 @@ COMMANDS = {
     "score": "score prediction files on MER-UniBench",
     "wheel": "show how words map onto the emotion wheels",
 }
-
-
-ACCELERATORS = ("accel[0-9]*", "vfio/[0-9]*", "nvidia[0-9]*", "dxg", "kfd")
-"""Device files of TPUs and GPUs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +91,7 @@ def set_environment() -> None:
     Only environment variables that are not set yet; a command that never loads these libraries pays nothing.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    if find_spec("libtpu") is not None and not any(any(Path("/dev").glob(name)) for name in ACCELERATORS):
+    if find_spec("libtpu") is not None and not any_accelerator():
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu, there to plan with, would complain at every start
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

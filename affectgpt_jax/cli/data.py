@@ -117,8 +117,8 @@ def _stats(args: argparse.Namespace) -> int:
     from affectgpt_jax.training.data import make_data, open_training_shards
     from affectgpt_jax.weights.initial import resolve
 
-    folder, errors = Path(args.config), Console(stderr=True)
-    config = load_config(folder / "config.yaml" if folder.is_dir() else args.config, args.overrides)
+    errors = Console(stderr=True)
+    config = load_config(args.config, args.overrides)
     config, tokenizer = resolve(config)
     corpus = open_training_shards(config, verify=False)
     data = make_data(

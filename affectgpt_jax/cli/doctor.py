@@ -68,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
     config, unreadable = None, ""
     if args.config is not None:
-        folder = Path(args.config)
-        path = find_config(str(folder / "config.yaml" if folder.is_dir() else args.config))
+        path = find_config(args.config)
         with_overrides({}, args.overrides)
         try:
             config = load_config(path, args.overrides)

@@ -35,8 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from affectgpt_jax.training.explain import as_text, explain, write
     from affectgpt_jax.weights.initial import resolve
 
-    folder = Path(args.config)
-    config = load_config(folder / "config.yaml" if folder.is_dir() else args.config, args.overrides)
+    config = load_config(args.config, args.overrides)
     config, tokenizer = resolve(config)
     prepared, features = _from_shards(config, args.sample)
     listed, files = _from_corpus(config, args.sample)

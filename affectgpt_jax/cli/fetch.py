@@ -84,8 +84,7 @@ def _list_needs(name: str, to: Path | None, console: Console) -> int:
     from affectgpt_jax.config import load_config
     from affectgpt_jax.fetch.needs import config_needs
 
-    folder = Path(name)
-    found = config_needs(load_config(folder / "config.yaml" if folder.is_dir() else name, []), to)
+    found = config_needs(load_config(name), to)
     for need in found:
         names = need.item.name if need.item else "-"
         console.print(f"{need.key:<20}{need.here:<20}{names:<26}{need.value}")
@@ -135,8 +134,8 @@ def _fetch(args: argparse.Namespace, console: Console) -> int:
 
 def _listing(plan: "Plan") -> str:
     """Files, bytes, from where, to where."""
+    from affectgpt_jax.disk import free_space
     from affectgpt_jax.fetch.catalogue import size_text
-    from affectgpt_jax.fetch.plan import free_space
 
     item, missing = plan.item, {file.name for file in plan.missing}
     origin = f"{item.repo} at {plan.revision}" if item.repo else item.page

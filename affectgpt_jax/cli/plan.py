@@ -23,14 +23,20 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from affectgpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from affectgpt_jax.planning.job import Job
+    from affectgpt_jax.planning.program import Compiled
     from affectgpt_jax.planning.report import Plan
+    from affectgpt_jax.planning.topology import Topology
 
 GIVEN = {
     "tokens": ("TOKENS", float, "of a training sample on average, prompt and answer"),
@@ -82,9 +88,7 @@ def run(args: argparse.Namespace) -> int:
         (topologies if ":" in word and not Path(word).exists() else configs).append(word)
     if not topologies:
         raise UserError("--topology: name one, such as v5e:4x4, v5p:4x4x4, v6e:4x4, h200:8 or cpu:1")
-    for name in configs:
-        folder = Path(name)
-        find_config(str(folder / "config.yaml" if folder.is_dir() else name))
+    files = [find_config(name) for name in configs]
 
     from affectgpt_jax.config import load_config
     from affectgpt_jax.planning.job import make_job
@@ -94,12 +98,11 @@ def run(args: argparse.Namespace) -> int:
 
     parsed = [parse_topology(text) for text in topologies]
     plans = []
-    for name in configs:
-        folder = Path(name)
-        config = load_config(folder / "config.yaml" if folder.is_dir() else name, overrides)
+    for file in files:
+        config = load_config(file, overrides)
+        job = make_job(args.job, config, parsed[0], given)
         for topology in parsed:
-            job = make_job(args.job, config, topology, given)
-            plans.append(_plan(job, args.price, compiles=topology.compiles and not args.estimate))
+            plans.append(_plan(job._replace(topology=topology), args.price, _compiler(args, topology)))
             if compare and plans[-1].compiled:
                 print(f"{config.name} for {topology.name}: {plans[-1].compiled.seconds:.0f} s", file=sys.stderr)
     change = None
@@ -111,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         if not plan.fits and not args.no_search:
             print("\nlooking for the smallest change that fits", file=sys.stderr)
             say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
-            change = find_change(plan.job, say, _Waiting(plan.job), compiles=parsed[0].compiles and not args.estimate)
+            change = find_change(plan.job, _compiler(args, parsed[0]), say)
             if change is None:
                 print("\nNo change of mesh, rows, remat or base makes it fit: it needs more or larger devices.")
             else:
@@ -123,26 +126,26 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(plan.fits for plan in plans) else 1
 
 
-def _plan(job: "Job", price: float | None, *, compiles: bool) -> "Plan":
-    from affectgpt_jax.planning.estimate import estimate
+def _compiler(args: argparse.Namespace, topology: "Topology") -> "Callable[[Job], Compiled] | None":
+    """What compiles a job, with a clock that runs on a terminal; None where only an estimate is to be had."""
     from affectgpt_jax.planning.program import compile_job
+
+    def compile_it(job: "Job") -> "Compiled":
+        console = Console(stderr=True)
+        columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            progress.add_task(f"compiling {job.config.name} for {job.topology.name}", total=None)
+            return compile_job(job)
+
+    return compile_it if topology.compiles and not args.estimate else None
+
+
+def _plan(job: "Job", price: float | None, compile_it: "Callable[[Job], Compiled] | None") -> "Plan":
+    from affectgpt_jax.planning.estimate import estimate
     from affectgpt_jax.planning.report import Plan
 
     try:
         found = estimate(job)
     except UserError as error:
         return Plan(job, None, None, str(error), price)
-    compiled = compile_job(job, _Waiting(job)) if compiles else None
-    return Plan(job, found, compiled, "", price)
-
-
-class _Waiting:
-    """Says on a terminal how long the compiler has been at it."""
-
-    def __init__(self, job: Any) -> None:
-        self._title = f"compiling {job.config.name} for {job.topology.name}"
-        self._live = sys.stderr.isatty()
-
-    def __call__(self, seconds: float) -> None:
-        if self._live:
-            print(f"\r{self._title}: {seconds:.0f} s ", end="", file=sys.stderr, flush=True)
+    return Plan(job, found, compile_it(job) if compile_it else None, "", price)

@@ -19,6 +19,8 @@ from affectgpt_jax.errors import UserError
 
 SHIPPED = Path(__file__).parent.parent / "configs"
 CLONE = Path(__file__).parents[2] / "configs"
+RUN_CONFIG = "config.yaml"
+"""What a run folder calls its config."""
 
 
 def config_folder() -> Path:
@@ -27,7 +29,8 @@ def config_folder() -> Path:
 
 
 def find_config(name: str, beside: Path | None = None) -> Path:
-    """Resolve a config's name: a path, a path beside another file, or a shipped config with or without `.yaml`.
+    """Resolve a config's name: a path, a run folder, a path beside another file, or a shipped config with or without
+    `.yaml`.
 
     Raises:
       UserError: nothing there; names the nearest shipped config.
@@ -35,8 +38,9 @@ def find_config(name: str, beside: Path | None = None) -> Path:
     candidates = [Path(name)] if beside is None else [beside.parent / name, Path(name)]
     candidates += [config_folder() / name, config_folder() / f"{name}.yaml"]
     for path in candidates:
-        if path.is_file():
-            return path
+        for file in (path, path / RUN_CONFIG):
+            if file.is_file():
+                return file
     shipped = sorted(path.stem for path in config_folder().glob("*.yaml"))
     near = difflib.get_close_matches(Path(name).name.removesuffix(".yaml"), shipped, 1, 0.0)
     hint = f"; did you mean {near[0]}?" if near else ""
@@ -151,7 +155,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a config.
 
     Args:
-      name: a path or the name of a shipped config.
+      name: a path, a run folder or the name of a shipped config.
       overrides: dotted keys, applied in order.
 
     Raises:

@@ -6,9 +6,9 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
+from affectgpt_jax.accelerators import nvidia_gpus, tpu_chips
 from affectgpt_jax.errors import UserError
 
 PORT = 61_440
@@ -245,13 +245,12 @@ def _pods(machine: Machine, given: Given) -> _Found | None:
 def _count_gpus(environ: Mapping[str, str]) -> int:
     shown = environ.get("CUDA_VISIBLE_DEVICES")
     if shown is None:
-        return sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in Path("/dev").glob("nvidia*"))
+        return nvidia_gpus()
     return sum(bool(name.strip()) and name.strip() != "-1" for name in shown.split(","))
 
 
 def _tpu_metadata(environ: Mapping[str, str], key: str) -> str | None:
-    chips = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
-    if not chips or find_spec("libtpu") is None or "TPU_SKIP_MDS_QUERY" in environ:
+    if not tpu_chips() or find_spec("libtpu") is None or "TPU_SKIP_MDS_QUERY" in environ:
         return None
     server = environ.get("GCE_METADATA_IP", "metadata.google.internal")
     address = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"

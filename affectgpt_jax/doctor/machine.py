@@ -19,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from affectgpt_jax import accelerators
 from affectgpt_jax.distributed import Place, find_place, this_machine
 from affectgpt_jax.doctor.findings import Finding, Question, amount, fault, within
 from affectgpt_jax.errors import UserError
@@ -32,7 +33,6 @@ EXCHANGE_SECONDS = 120.0
 EXCHANGE_BYTES = {"cpu": 4 * 2**20}
 EXCHANGE_BYTES_ELSEWHERE = 64 * 2**20
 OPEN_FILES = 1024
-DEV = Path("/dev")
 
 
 def environment(question: Question) -> Iterator[Finding]:
@@ -137,7 +137,7 @@ def find_devices() -> tuple[tuple[Any, ...], str]:
 
 def nvidia_gpus() -> int:
     """NVIDIA GPUs that this machine has, whatever jax sees."""
-    files = sum(path.name.removeprefix("nvidia").isdecimal() for path in DEV.glob("nvidia*"))
+    files = accelerators.nvidia_gpus()
     if files or shutil.which("nvidia-smi") is None:
         return files
     try:  # within WSL there are no such files
@@ -145,11 +145,6 @@ def nvidia_gpus() -> int:
     except (OSError, subprocess.SubprocessError):
         return 0
     return sum(line.startswith("GPU ") for line in shown.splitlines())
-
-
-def tpu_chips() -> int:
-    """TPU chips that this machine has, whatever jax sees."""
-    return len([*DEV.glob("accel[0-9]*"), *(DEV / "vfio").glob("[0-9]*")])
 
 
 def devices(question: Question) -> Iterator[Finding]:
@@ -183,7 +178,7 @@ def devices(question: Question) -> Iterator[Finding]:
 
 def _unused(platform_name: str) -> Finding | None:
     """An accelerator that is there while jax computes elsewhere."""
-    gpus, chips, asked = nvidia_gpus(), tpu_chips(), os.environ.get("JAX_PLATFORMS", "")
+    gpus, chips, asked = nvidia_gpus(), accelerators.tpu_chips(), os.environ.get("JAX_PLATFORMS", "")
     what = f"{gpus} NVIDIA GPUs" if gpus else f"{chips} TPU chips"
     if platform_name != "cpu" or not (gpus or chips):
         return None

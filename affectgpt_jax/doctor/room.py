@@ -14,14 +14,16 @@ from typing import NamedTuple
 
 from affectgpt_jax.cache import cache_folder
 from affectgpt_jax.config import RunConfig
+from affectgpt_jax.disk import existing
 from affectgpt_jax.doctor.findings import Finding, Question, amount, within
 from affectgpt_jax.doctor.machine import device_memory, find_devices, host_memory, own_place
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.runs import CHECKPOINTS, feature_shapes, run_steps
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.ops.packed_attention import choose_kernel
-from affectgpt_jax.sharding import abstract_mesh, batch_shards, check_mesh, parameter_shardings, run_mesh
-from affectgpt_jax.weights.initial import held_shapes, parameter_shapes, resolve
+from affectgpt_jax.sharding import abstract_mesh, batch_shards, check_mesh, device_bytes, run_mesh
+from affectgpt_jax.training.setup import design
+from affectgpt_jax.weights.initial import held_shapes, resolve
 from affectgpt_jax.weights.table import paths
 from affectgpt_jax.weights.trainable import split
 
@@ -30,7 +32,7 @@ NETWORK_SECONDS = 5.0
 ROOM = 10**9
 """Bytes that the cache and the temporary folder should have free: compiled programs, tokens of a corpus, drafts."""
 MASTER = 4
-"""Bytes of a float32: a trained parameter is one, and so are its gradient and each of Adam's two moments."""
+"""Bytes of a float32: a trained parameter is one, and so is each of Adam's two moments."""
 MEDIA_BYTES = {"audio": 4 * 2 * 16_000, "face": 4 * 3 * 224 * 224}
 """Of a clip of sound and of a picture, as encoders in the loop read them."""
 SHARED = Path("/dev/shm")
@@ -124,15 +126,12 @@ def memory(question: Question) -> Iterator[Finding]:
         return
     config = resolved(question.config)
     try:
-        grid = abstract_mesh(config.mesh, count)
-        places = paths(parameter_shardings(grid, parameter_shapes(AffectGPT(config.model))))
+        plan = design(config, abstract_mesh(config.mesh, count))
     except UserError:
         yield Finding("memory", "skipped", "not counted, because the mesh does not fit")
         return
-    need = 0
-    for parameter in parameters(config):
-        here = prod(places[parameter.path].shard_shape(parameter.shape))
-        need += here * (parameter.bytes + (3 * MASTER if parameter.trained else 0))
+    # Of what is trained a master, its gradient and two moments, all float32.
+    need = device_bytes(plan.frozen) + 4 * device_bytes(plan.state.params)
     told = f"{amount(need)} of parameters, gradients and optimizer on each device"
     found = find_devices()[0]
     if question.devices is not None or not found:
@@ -218,11 +217,6 @@ def _temporary() -> Path:
         return Path(tempfile.gettempdir())
     except FileNotFoundError:  # none can be written
         return Path(os.environ.get("TMPDIR", "/tmp"))
-
-
-def existing(folder: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there."""
-    return next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path("/"))
 
 
 def write_there(folder: Path) -> float:

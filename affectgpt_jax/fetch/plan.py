@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from affectgpt_jax.disk import free_space
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.fetch.catalogue import Item, size_text
 from affectgpt_jax.fetch.convert import SAFETENSORS, TORCH, to_safetensors
@@ -80,13 +80,6 @@ class Plan:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def free_space(folder: Path) -> int:
-    """Free bytes of the disk that a folder lies on, or would."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def read_source(folder: Path) -> dict[str, Any]:

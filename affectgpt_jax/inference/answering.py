@@ -95,12 +95,13 @@ def as_prompt(config: RunConfig, query: Query, example: Example) -> Prompts:
       query: the question.
       example: its prompt.
     """
+    shapes = feature_shapes(config)
     prompt = Prompts(
         tokens=np.asarray(example.tokens, np.int32)[None],
         soft_index=np.asarray(example.soft_index, np.int32)[None],
         used=np.ones((1, len(example.tokens)), bool),
-        features={name: np.zeros((1, 1, *shape), np.float32) for name, shape in feature_shapes(config).items()},
-        present={name: np.zeros((1, 1), bool) for name in feature_shapes(config)},
+        features={name: np.zeros((1, 1, *shape), np.float32) for name, shape in shapes.items()},
+        present={name: np.zeros((1, 1), bool) for name in shapes},
     )
     for name, features in query.features.items():
         if name in prompt.features:

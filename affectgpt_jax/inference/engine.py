@@ -199,7 +199,7 @@ def _prefill(
     layers = [old._replace(prompt=jax.tree.map(put, new, old.prompt)) for new, old in zip(keys, state.cache.layers)]
     none = jnp.zeros(count, jnp.int32)
     state = State(
-        cache=Cache(tuple(layers), put(prompts.used, state.cache.prompt_used), put(none, state.cache.read)),
+        cache=Cache(tuple(layers), put(prompts.used, state.cache.prompt_used)),
         tokens=put(prompts.tokens, state.tokens),
         # Soft tokens are no words: what stands in their places was never read.
         words=put(prompts.used & (prompts.soft_index == 0), state.words),
@@ -209,7 +209,7 @@ def _prefill(
         last=state.last,
         numbers=put(numbers, state.numbers),
     )
-    return _take(settings, state, put(logits, jnp.zeros((settings.rows, logits.shape[1]), logits.dtype)), taken >= 0)
+    return _take(settings, state, logits[jnp.maximum(taken, 0)], taken >= 0)
 
 
 def _take(settings: Settings, state: State, logits: Array, rows: Bool[Array, " B"]) -> State:

@@ -8,6 +8,7 @@ goes on where it ended and equal answers are asked about once.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -250,9 +251,12 @@ class Extractor:
                         f"{self._longest} and the response; shorten the answer, or leave it out"
                     )
 
+        asked = Counter(keys.values())
+        done = sum(count for key, count in asked.items() if key in known)
+
         def tell() -> None:
             if report is not None:
-                report(sum(key in known for key in keys.values()), len(keys))
+                report(done, len(keys))
 
         tell()
         order = list(waiting)
@@ -263,6 +267,7 @@ class Extractor:
             response = self._tokenizer.decode(token for token in ids if token not in added)
             add_responses(self.file, {order[place]: response})
             known[order[place]] = response
+            done += asked[order[place]]
             tell()
         return {name: clean_response(known[key]) for name, key in keys.items()}
 

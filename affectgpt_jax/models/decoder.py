@@ -53,8 +53,6 @@ class Cache(NamedTuple):
 
     layers: tuple[LayerCache, ...]
     prompt_used: Bool[Array, "B P"]
-    read: Int[Array, " B"]
-    """Tokens of the answer that were read."""
 
 
 class StepMasks(NamedTuple):
@@ -223,16 +221,12 @@ class Decoder(nn.Module):
           The hidden states that predict the next tokens, and the new cache.
         """
         c = self.config
-        length = jax.tree.leaves(cache.layers[0].answer)[0].shape[1]
-        places = jnp.arange(length)
-        masks = StepMasks(
-            places == cache.read[:, None],
-            cache.prompt_used[:, None],
-            (places <= cache.read[:, None])[:, None],
-        )
+        number = (positions - jnp.sum(cache.prompt_used, axis=1, dtype=positions.dtype))[:, None]
+        places = jnp.arange(jax.tree.leaves(cache.layers[0].answer)[0].shape[1])
+        masks = StepMasks(places == number, cache.prompt_used[:, None], (places <= number)[:, None])
         shared = (rotary_angles(positions[:, None], c.head_dim, c.rope_theta), masks)
         h, layers = unroll_layers(self.layer, self.layers, self.embed(ids[:, None]), shared, cache.layers)
-        return self.final_norm(h[:, 0]), Cache(tuple(layers), cache.prompt_used, cache.read + 1)
+        return self.final_norm(h[:, 0]), Cache(tuple(layers), cache.prompt_used)
 
 
 def empty_cache(config: DecoderConfig, rows: int, prompt: int, answer: int) -> Cache:
@@ -250,7 +244,7 @@ def empty_cache(config: DecoderConfig, rows: int, prompt: int, answer: int) -> C
         return hold(x, x, config.cache == "int8")
 
     layers = tuple(LayerCache(part(prompt), part(answer)) for _ in range(config.layers))
-    return Cache(layers, jnp.zeros((rows, prompt), bool), jnp.zeros(rows, jnp.int32))
+    return Cache(layers, jnp.zeros((rows, prompt), bool))
 
 
 def _select(place: Bool[Array, "B R"], new: Array, old: Array) -> Array:

@@ -15,7 +15,7 @@ Bytes, FLOPs and seconds are of one device unless it says otherwise.
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from affectgpt_jax.ops.packed_attention import choose_kernel
 from affectgpt_jax.planning.job import Job
 from affectgpt_jax.planning.layout import abstract_batch, abstract_prompts, answer_rows, lay_out, prompt_bucket
 from affectgpt_jax.planning.topology import GPUS_A_HOST, Topology
-from affectgpt_jax.sharding import batch_shards
+from affectgpt_jax.sharding import batch_shards, device_bytes
 from affectgpt_jax.training.flops import Work, decoder_work
 from affectgpt_jax.training.setup import Design
 from affectgpt_jax.weights.table import paths
@@ -160,7 +160,7 @@ def _training(job: Job, plan: Design) -> Estimate:
     weights, shards, tensor = _weights(job, plan), batch_shards(sizes), sizes["tensor"]
     rows, dtype, rounds = train.rows // shards, jnp.dtype(c.dtype), train.accumulate
     positions = rows * data.row_length
-    masters = _bytes(plan.state.params)
+    masters = device_bytes(plan.state.params)
     kernel = _kernel(job, data.row_length, tensor)
     chunk = min(LOSS_CHUNK, data.row_targets)
 
@@ -173,7 +173,7 @@ def _training(job: Job, plan: Design) -> Estimate:
         scores = rows * data.row_length**2 * dtype.itemsize
     logits = 3.0 * rows * chunk * c.vocab / tensor * 4
     busy = max(transient + scores + 2 * weights.copied, logits)
-    arguments = _bytes((plan.state, plan.frozen, abstract_batch(job, plan.mesh)))
+    arguments = device_bytes((plan.state, plan.frozen, abstract_batch(job, plan.mesh)))
     # Besides: gradients of a round and their sum.
     memory = Memory(arguments, kept + busy + weights.head_copied + 2 * masters)
 
@@ -236,7 +236,7 @@ def _answering(job: Job, plan: Design) -> Estimate:
     logits = 2.0 * rows * c.vocab / tensor * 4
     # The loop writes a new ring beside the old one.
     working = cache + max(busy, cache * ring / (bucket + ring)) + logits + 2 * weights.copied + weights.head_copied
-    memory = Memory(_bytes((plan.params, abstract_prompts(job, plan.mesh))), working)
+    memory = Memory(device_bytes((plan.params, abstract_prompts(job, plan.mesh))), working)
 
     form = decoder_work(c, plan.state.params, plan.frozen)
     token, target, pair = form.per_token / 2, form.per_target / 2, form.per_pair / 3
@@ -306,8 +306,3 @@ def _link(topology: Topology, stride: int, size: int) -> float:
 def _missing(parts: int) -> float:
     """Share of an array that a device lacks which holds one of its parts."""
     return (parts - 1) / parts
-
-
-def _bytes(tree: Any) -> float:
-    """Bytes of arrays on one device."""
-    return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)))

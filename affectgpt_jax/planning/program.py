@@ -10,7 +10,6 @@ import re
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -93,18 +92,16 @@ def read_collectives(text: str) -> list[Collective]:
     return found
 
 
-def compile_job(job: Job, waiting: Callable[[float], None] = lambda seconds: None) -> Compiled:
+def compile_job(job: Job) -> Compiled:
     """Compile a job's programs in a process of their own.
 
     Args:
       job: what is planned; its topology must have a compiler.
-      waiting: told every second how long it has been.
 
     Raises:
       UserError: sizes that do not fit, no compiler, or one that failed.
     """
-    environment = dict(os.environ)
-    environment |= {
+    environment = os.environ | {
         "JAX_PLATFORMS": "cpu",  # no accelerator of this machine
         "TPU_SKIP_MDS_QUERY": "1",  # no server is asked what machine this is
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nobody holds a TPU, so that several may compile at a time
@@ -120,29 +117,12 @@ def compile_job(job: Job, waiting: Callable[[float], None] = lambda seconds: Non
         "load": job.load._asdict(),
     }
     started = time.monotonic()
-    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as given:
-        given.write(json.dumps(words))
-        given.seek(0)
-        command = [sys.executable, "-m", "affectgpt_jax.planning.program"]
-        with subprocess.Popen(
-            command, stdin=given, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-        ) as child:
-            try:
-                while True:
-                    try:
-                        out, _ = child.communicate(timeout=1.0)
-                        break
-                    except subprocess.TimeoutExpired:
-                        waiting(time.monotonic() - started)
-            except BaseException:
-                child.kill()
-                raise
-        errors.seek(0)
-        told = errors.read()
-    if child.returncode:
-        why = "\n".join(told.strip().splitlines()[-15:])
-        raise UserError(f"compiling for {job.topology.name} ended with status {child.returncode}:\n{why}")
-    found = json.loads(out.splitlines()[-1])
+    command = [sys.executable, "-m", "affectgpt_jax.planning.program"]
+    ran = subprocess.run(command, input=json.dumps(words), capture_output=True, text=True, env=environment, check=False)
+    if ran.returncode:
+        why = "\n".join(ran.stderr.strip().splitlines()[-15:])
+        raise UserError(f"compiling for {job.topology.name} ended with status {ran.returncode}:\n{why}")
+    found = json.loads(ran.stdout.splitlines()[-1])
     if "error" in found:
         raise UserError(found["error"])
     programs = tuple(Account(**program) for program in found["programs"])

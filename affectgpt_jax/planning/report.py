@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-from affectgpt_jax.planning.estimate import REACHED, Estimate
+from affectgpt_jax.planning.estimate import REACHED, Estimate, Memory
 from affectgpt_jax.planning.job import Job
 from affectgpt_jax.planning.program import Compiled
 from affectgpt_jax.planning.search import Change, memory_limit
@@ -39,26 +39,19 @@ class Plan(NamedTuple):
         return limit is None or self.estimate.memory.peak <= limit
 
     @property
-    def arguments(self) -> float:
-        """Bytes of a device that the largest program is given."""
+    def memory(self) -> Memory | None:
+        """Bytes of a device that the largest program is given and works with; None if it could not be compiled."""
         assert self.estimate is not None
-        known = self.compiled is not None and self.compiled.fits
-        return self.compiled.largest.arguments if known and self.compiled else self.estimate.memory.arguments
-
-    @property
-    def temporaries(self) -> float:
-        """Bytes of a device that it works with."""
-        assert self.estimate is not None
-        known = self.compiled is not None and self.compiled.fits
-        return self.compiled.largest.temporaries if known and self.compiled else self.estimate.memory.temporaries
+        if self.compiled is None:
+            return self.estimate.memory
+        largest = self.compiled.largest
+        return Memory(largest.arguments, largest.temporaries) if largest.fits else None
 
     @property
     def peak(self) -> float:
-        """Bytes of a device at most."""
+        """Bytes of a device at most at a time."""
         assert self.estimate is not None
-        if self.compiled is not None and self.compiled.largest.peak:
-            return self.compiled.largest.peak
-        return self.estimate.memory.peak
+        return self.estimate.memory.peak if self.compiled is None else self.compiled.largest.peak
 
     @property
     def chip_hours(self) -> float:
@@ -82,10 +75,9 @@ def as_text(plan: Plan) -> str:
     lines += [f"  mesh            {sizes or 'one device'}", *_work_lines(plan, found), ""]
     source = "the compiler's account" if plan.compiled else "estimate from shapes"
     lines += [f"  memory          of a device, {source}"]
-    shown = plan.compiled is None or plan.compiled.fits
-    if shown:
-        lines += [f"    arguments     {plan.arguments / GIB:8.2f} GiB  parameters, optimizer, batch"]
-        lines += [f"    temporaries   {plan.temporaries / GIB:8.2f} GiB"]
+    if (memory := plan.memory) is not None:
+        lines += [f"    arguments     {memory.arguments / GIB:8.2f} GiB  parameters, optimizer, batch"]
+        lines += [f"    temporaries   {memory.temporaries / GIB:8.2f} GiB"]
     of = f" of {limit / GIB:.2f}" if limit is not None else ""
     lines += [f"    peak          {plan.peak / GIB:8.2f} GiB{of}: {'fits' if plan.fits else 'DOES NOT FIT'}"]
     if plan.compiled and not plan.compiled.fits:
@@ -215,15 +207,15 @@ def _row(plan: Plan) -> list[str]:
     sizes = " ".join(f"{axis} {size}" for axis, size in found.sizes.items() if size > 1) or "-"
     shards = math.prod(found.sizes[axis] for axis in ("slice", "data", "fsdp"))
     rows = (job.config.train.rows if job.kind == "train" else found.samples) / shards
-    fits = plan.compiled is None or plan.compiled.fits
+    memory = plan.memory
     timed = bool(found.times)
     peak = job.topology.chip.flops * job.topology.devices if job.topology.chip else math.nan
     return [
         *names,
         sizes,
         f"{rows:g}" + (f" x {job.config.train.accumulate}" if job.config.train.accumulate > 1 else ""),
-        about + f"{plan.arguments / GIB:.2f}" if fits else "-",
-        about + f"{plan.temporaries / GIB:.2f}" if fits else "-",
+        about + f"{memory.arguments / GIB:.2f}" if memory else "-",
+        about + f"{memory.temporaries / GIB:.2f}" if memory else "-",
         about + f"{plan.peak / GIB:.2f}",
         f"{limit / GIB:.1f}" if limit is not None else "-",
         "yes" if plan.fits else "no",

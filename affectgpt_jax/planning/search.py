@@ -8,7 +8,7 @@ from affectgpt_jax.config import build_config
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.planning.estimate import USABLE, Estimate, estimate
 from affectgpt_jax.planning.job import Job
-from affectgpt_jax.planning.program import Compiled, compile_job
+from affectgpt_jax.planning.program import Compiled
 from affectgpt_jax.sharding import batch_shards, divisors, mesh_sizes
 
 TRIES = 6
@@ -46,9 +46,7 @@ def memory_limit(job: Job) -> float | None:
     return chip.memory * (USABLE if chip.family == "gpu" else 1.0)
 
 
-def find_change(
-    job: Job, say: Callable[[str], None], waiting: Callable[[float], None], *, compiles: bool
-) -> Change | None:
+def find_change(job: Job, compile_it: Callable[[Job], Compiled] | None, say: Callable[[str], None]) -> Change | None:
     """Try changes, of the fewest things first and of equal ones the fastest, until one fits.
 
     What can change: the sizes of the mesh, rows of a batch (their number stays as it is where the mesh allows: more
@@ -56,9 +54,8 @@ def find_change(
 
     Args:
       job: one that does not fit, or whose sizes do not.
+      compile_it: the compiler, which decides; None lets the estimate decide.
       say: told of each try.
-      waiting: told how long a compilation has taken.
-      compiles: whether the compiler decides; else the estimate does.
 
     Returns:
       The first that fits; None if none does.
@@ -66,18 +63,15 @@ def find_change(
     limit, tries = memory_limit(job), 0
     for kinds in range(1, 5):
         for change in sorted(_changes(job, kinds), key=lambda change: _slowness(change.estimate)):
-            needs = change.estimate.memory.peak
-            if not compiles:
-                if limit is None or needs <= limit:
-                    return change
+            if limit is not None and change.estimate.memory.peak > limit * (1.0 if compile_it is None else HOPE):
                 continue
-            if limit is not None and needs > limit * HOPE:
-                continue
+            if compile_it is None:
+                return change
             if tries == TRIES:
                 return None
             tries += 1
             say(f"trying {change.words}")
-            compiled = compile_job(change.job, waiting)
+            compiled = compile_it(change.job)
             if compiled.fits:
                 return change._replace(compiled=compiled)
             say(f"  {compiled.largest.message}")

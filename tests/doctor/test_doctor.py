@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
+from affectgpt_jax import accelerators
 from affectgpt_jax.checkpoint import Checkpoints
 from affectgpt_jax.cli import main
 from affectgpt_jax.config import RunConfig, save_config
@@ -473,7 +474,7 @@ def test_a_jaxlib_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_accelerator_that_jax_does_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "DEV", tmp_path)
+    monkeypatch.setattr(accelerators, "DEV", tmp_path)
     monkeypatch.setattr(machine, "plugins", list)
     monkeypatch.setattr(machine, "installed", lambda name: None)
     monkeypatch.setattr(machine.shutil, "which", lambda name: None)

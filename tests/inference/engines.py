@@ -45,4 +45,4 @@ def fresh_cache(model: AffectGPT, keys: Any, used: Any, answer: int) -> Cache:
     """The cache after `prefill`, all of whose rows are taken in."""
     empty = empty_cache(model.config.decoder, *used.shape, answer)
     layers = (LayerCache(prompt, old.answer) for prompt, old in zip(keys, empty.layers, strict=True))
-    return Cache(tuple(layers), jnp.asarray(used), empty.read)
+    return Cache(tuple(layers), jnp.asarray(used))

@@ -32,7 +32,7 @@ def nothing(*_: object) -> None:
     ],
 )
 def test_one_thing_is_changed(topology: str, overrides: tuple[str, ...], words: str) -> None:
-    found = find_change(job(topology, *overrides), nothing, nothing, compiles=False)
+    found = find_change(job(topology, *overrides), None, nothing)
     assert found is not None
     assert found.words == words
     limit = memory_limit(found.job)
@@ -42,7 +42,7 @@ def test_one_thing_is_changed(topology: str, overrides: tuple[str, ...], words: 
 
 def test_two_things_where_one_is_not_enough() -> None:
     """A row each for eight cards, and the base does not leave enough for it."""
-    found = find_change(job("rtx4090:8"), nothing, nothing, compiles=False)
+    found = find_change(job("rtx4090:8"), None, nothing)
     assert found is not None
     first, second = found.words.rsplit(" ", 1)
     assert second == "train.rows=8"
@@ -55,27 +55,25 @@ def test_two_things_where_one_is_not_enough() -> None:
 
 
 def test_answers_get_a_smaller_batch() -> None:
-    found = find_change(job("h100:1", "evaluate.batch=4096", kind="answer"), nothing, nothing, compiles=False)
+    found = find_change(job("h100:1", "evaluate.batch=4096", kind="answer"), None, nothing)
     assert found is not None
     assert found.words.startswith("evaluate.batch=")
 
 
 def test_nothing_helps() -> None:
     whole = job("rtx4090:1", 'train.trainable=[".*"]')
-    assert find_change(whole, nothing, nothing, compiles=False) is None
+    assert find_change(whole, None, nothing) is None
 
 
-def test_the_compiler_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiler_has_the_last_word() -> None:
     """On a TPU each change is compiled, the fastest of one thing first, until one fits."""
     tried: list[str] = []
 
-    def compile_job(changed: Job, waiting: object) -> Compiled:
+    def compile_job(changed: Job) -> Compiled:
         fits = len(tried) == 3
         return Compiled((Account("step", fits, 1, 1, 2, None, 0.0, 0.0, "" if fits else "exceeds"),), 1, 0.0)
 
-    monkeypatch.setattr(search, "compile_job", compile_job)
-    wanted = job("v5e:2x2", "train.rows=32")
-    found = find_change(wanted, tried.append, nothing, compiles=True)
+    found = find_change(job("v5e:2x2", "train.rows=32"), compile_job, tried.append)
     assert found is not None
     assert found.compiled is not None
     assert [line for line in tried if "exceeds" in line] == ["  exceeds"] * (len(tried) // 2)
@@ -83,9 +81,8 @@ def test_the_compiler_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(set(tried)) == len(tried) // 2 + 2
 
 
-def test_it_gives_up_after_some_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_gives_up_after_some_tries() -> None:
     refused = Compiled((Account("step", False, 0, 0, 9, None, 0.0, 0.0, "exceeds"),), 1, 0.0)
-    monkeypatch.setattr(search, "compile_job", lambda changed, waiting: refused)
     tried: list[str] = []
-    assert find_change(job("v5e:2x2", "train.rows=32"), tried.append, nothing, compiles=True) is None
+    assert find_change(job("v5e:2x2", "train.rows=32"), lambda changed: refused, tried.append) is None
     assert sum("trying" in line for line in tried) == search.TRIES

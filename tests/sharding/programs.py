@@ -1,7 +1,6 @@
 """The training step compiled for meshes of eight devices, once a session each, and what is in the programs."""
 
 import functools
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ from jax.sharding import Mesh
 from affectgpt_jax.config import RunConfig, build_config
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.models.affectgpt import AffectGPT
+from affectgpt_jax.planning.program import Collective
 from affectgpt_jax.sharding import batch_sharding, batch_shards
 from affectgpt_jax.training.optimizer import make_optimizer
 from affectgpt_jax.training.setup import Setup, set_up
@@ -171,30 +171,6 @@ def moments(state: TrainState) -> tuple[Any, Any]:
     """Adam's two trees."""
     (adam,) = [part for part in state.optimizer if hasattr(part, "mu")]
     return adam.mu, adam.nu
-
-
-class Collective(NamedTuple):
-    """One array that goes through a collective operation."""
-
-    kind: str
-    dtype: str
-    shape: tuple[int, ...]
-    """Of the result, on one device."""
-    where: str
-    """What the operation belongs to in the source."""
-
-
-def collectives(text: str) -> list[Collective]:
-    """Every array that a program exchanges between devices."""
-    found = []
-    pattern = r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
-        if match := re.search(pattern, line):
-            name = re.search(r'op_name="([^"]*)"', line)
-            for dtype, sizes in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", match[1]):
-                shape = tuple(int(size) for size in sizes.split(",") if size)
-                found.append(Collective(match[2], dtype, shape, name[1] if name else ""))
-    return found
 
 
 def what(config: RunConfig, mesh: Mesh, found: Collective) -> str:

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from affectgpt_jax.planning.program import read_collectives
 from affectgpt_jax.weights.table import paths
-from tests.sharding.programs import CASES, LAYERS, VOCABULARY, alone, collectives, gradients, program, what
+from tests.sharding.programs import CASES, LAYERS, VOCABULARY, alone, gradients, program, what
 
 QUICK = ["slices"]
 cases = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
@@ -65,7 +66,7 @@ def test_loss_and_gradients_are_those_of_one_device(name: str) -> None:
 def test_the_devices_exchange_what_they_must(name: str) -> None:
     """Nothing is brought together that could stay apart: XLA's "involuntary full rematerialization" would show here."""
     found = program(name)
-    seen = {(each.kind, what(found.config, found.setup.mesh, each)) for each in collectives(found.text)}
+    seen = {(each.kind, what(found.config, found.setup.mesh, each)) for each in read_collectives(found.text)}
     assert seen == EXPECTED[name]
 
 
@@ -102,6 +103,6 @@ def test_the_head_is_exchanged_outside_the_loop_over_its_targets(name: str) -> N
     """It is gathered before the loop and its gradient is summed after it, within the loop over rounds."""
     found = program(name)
     vocabulary = {VOCABULARY, VOCABULARY // found.setup.mesh.shape["tensor"]}
-    loops = [each.where.count("while/body") for each in collectives(found.text) if vocabulary & set(each.shape)]
+    loops = [each.where.count("while/body") for each in read_collectives(found.text) if vocabulary & set(each.shape)]
     assert all(count == 1 for count in loops)
     assert len(loops) >= (CASES[name].mesh.get("fsdp", 1) > 1) + CASES[name].full
