@@ -6,16 +6,18 @@ something else is never continued. Each other line is a clip: `name`, `answer`, 
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from affectgpt_jax.data.examples import Rejected
 from affectgpt_jax.data.prompts import question
+from affectgpt_jax.data.shard_schema import digest
 from affectgpt_jax.data.shards import Corpus
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.answering import Answer, Answerer
-from affectgpt_jax.inference.evaluate import PLAIN, make_queries
+from affectgpt_jax.inference.evaluate import PLAIN, Condition, make_queries
+from affectgpt_jax.inference.label_scores import Found, LabelScorer, evidence
 from affectgpt_jax.inference.predict import longest_answer
 from affectgpt_jax.inference.runs import Run, Trained
 
@@ -66,19 +68,114 @@ def answer_split(
         "question": question(kind),
         "max_new": max_new,
     }
+
+    def ask() -> Callable[[list[int]], list[Record]]:
+        run = opened()
+        answerer = Answerer(run, batch=batch, max_new=max_new)
+        return lambda clips: [_record(found) for found in answerer(make_queries(run, corpus, PLAIN, kind, clips=clips))]
+
+    return _keep(file, facts, corpus, names, CALLS * batch, ask, report)
+
+
+def score_split(
+    trained: Trained,
+    opened: Callable[[], Run],
+    corpus: Corpus,
+    file: Path,
+    *,
+    model: str,
+    words: Sequence[str],
+    asked: Sequence[Condition] = (PLAIN,),
+    answers: bool = False,
+    names: Collection[str] | None = None,
+    batch: int | None = None,
+    max_new: int | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Record]:
+    """Score a vocabulary for the clips of a split (`label_scores`), going on where an earlier attempt ended.
+
+    Args:
+      trained: the checkpoint.
+      opened: opens it with its base; called if there is anything left to score.
+      corpus: the split, with the streams of the model.
+      file: where scores are kept, as answers are: a clip has `name` and `found`, by condition `scores` (to four
+        digits) or `rejected`, and the fields of an answer if asked for.
+      model: the checkpoint's `runs.fingerprint`.
+      words: the vocabulary.
+      asked: conditions that each clip is asked under.
+      answers: ask for an answer in free words, too.
+      names: clips that are asked about; all by default.
+      batch: clips at a time; the run's `evaluate.batch` by default.
+      max_new: prompts are those of answers of so many tokens at most; by default `predict.longest_answer`.
+      report: called with clips done and in all.
+
+    Returns:
+      A record a clip by name, in the corpus's order.
+
+    Raises:
+      UserError: the file is of another model, other clips or another vocabulary, or a word cannot be scored.
+    """
+    batch, max_new = batch or trained.config.evaluate.batch, max_new or longest_answer(trained.config)
+    facts = {
+        "model": model,
+        "step": trained.step,
+        "clips": corpus.fingerprint,
+        "question": question("ovlabel"),
+        "max_new": max_new,
+        "words": digest(*(word.encode() for word in words)),
+        "conditions": [condition.name for condition in asked],
+        "answers": answers,
+    }
+
+    def ask() -> Callable[[list[int]], list[Record]]:
+        run = opened()
+        scorer = LabelScorer(run, words, batch=batch, max_new=max_new)
+        answerer = Answerer(run, batch=batch, max_new=max_new) if answers else None
+
+        def about(clips: list[int]) -> list[Record]:
+            queries = make_queries(run, corpus, PLAIN, "ovlabel", clips=clips)
+            found = evidence(queries, scorer, answerer, asked)
+            return [
+                {"name": query.name, "found": {name: _found(own) for name, own in by.items()}}
+                for query, by in zip(queries, found, strict=True)
+            ]
+
+        return about
+
+    return _keep(file, facts, corpus, names, CALLS * batch, ask, report)
+
+
+def _found(found: Found) -> Record:
+    if isinstance(found.scores, Rejected):
+        return {"rejected": found.scores.reason}
+    record: Record = {"scores": [round(x, 4) for x in found.scores.logs.tolist()]}
+    if found.answer is not None:
+        record |= {key: value for key, value in _record(found.answer).items() if key != "name"}
+    return record
+
+
+def _keep(
+    file: Path,
+    facts: dict[str, Any],
+    corpus: Corpus,
+    names: Collection[str] | None,
+    size: int,
+    ask: Callable[[], Callable[[list[int]], list[Record]]],
+    report: Callable[[int, int], None],
+) -> dict[str, Record]:
+    """Records of clips: those of the file, and what is left, `size` clips between two writes."""
     done = read_answers(file, facts)
     wanted = {name: i for i, name in enumerate(corpus.names) if names is None or name in names}
     left = [i for name, i in wanted.items() if name not in done]
     report(len(wanted) - len(left), len(wanted))
     if left:
-        run = opened()
-        answerer = Answerer(run, batch=batch, max_new=max_new)
+        about = ask()
         with file.open("a", encoding="utf-8") as out:
-            for start in range(0, len(left), CALLS * batch):
-                chosen = left[start : start + CALLS * batch]
-                for outcome in answerer(make_queries(run, corpus, PLAIN, kind, clips=chosen)):
-                    done[outcome.name] = _record(outcome)
-                    out.write(json.dumps(done[outcome.name], ensure_ascii=False) + "\n")
+            for start in range(0, len(left), size):
+                chosen = left[start : start + size]
+                for record in about(chosen):
+                    done[record["name"]] = record
+                    out.write(json.dumps(record, ensure_ascii=False) + "\n")
                 out.flush()
                 report(len(wanted) - len(left) + start + len(chosen), len(wanted))
     return {name: done[name] for name in wanted}

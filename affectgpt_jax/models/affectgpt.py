@@ -92,7 +92,8 @@ class Fusion(nn.Module):
 
 
 class AffectGPT(nn.Module):
-    """Fusion and language model. `__call__` is the training objective's sums; `prefill` and `step` generate."""
+    """Fusion and language model. `__call__` is the training objective's sums; `prefill` and `step` generate,
+    `prefill` and `branch` score continuations."""
 
     config: ModelConfig
 
@@ -154,6 +155,17 @@ class AffectGPT(nn.Module):
         """Read one token a row; returns next-token logits and the new cache."""
         hidden, cache = self.decoder.step(ids, positions, cache)
         return self.decoder.logits(hidden), cache
+
+    def branch(
+        self,
+        ids: Int[Array, " T"],
+        depths: Int[Array, " T"],
+        branches: Int[Array, " T"],
+        prompts: tuple[KeysValues, ...],
+        used: Bool[Array, "B P"],
+    ) -> Float[Array, "B T V"]:
+        """Read continuations of every row's prompt side by side (`Decoder.branch`); returns next-token logits."""
+        return self.decoder.logits(self.decoder.branch(ids, depths, branches, prompts, used))
 
     def initialise(self) -> Float[Array, "1 1 V"]:
         """Create every parameter: `model.init(rng, method="initialise")`."""

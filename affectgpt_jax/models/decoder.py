@@ -19,7 +19,7 @@ from affectgpt_jax.nn.linear import Dense, Embedding
 from affectgpt_jax.nn.norm import RMSNorm
 from affectgpt_jax.nn.parameter import parameter
 from affectgpt_jax.nn.stack import init_layers, run_layers, unroll_layers
-from affectgpt_jax.ops.attention import KeysValues, cached_attention, hold
+from affectgpt_jax.ops.attention import KeysValues, cached_attention, hold, segment_mask
 from affectgpt_jax.ops.axes import constrain, split_in
 from affectgpt_jax.ops.packed_attention import packed_attention
 from affectgpt_jax.ops.random import Seed, fold
@@ -63,11 +63,18 @@ class StepMasks(NamedTuple):
     answer: Bool[Array, "B 1 R"]
 
 
+class BranchMasks(NamedTuple):
+    """What the tokens of continuations may look at: their row's prompt, and those before them in their own one."""
+
+    prompt: Bool[Array, "B T P"]
+    own: Bool[Array, "B T T"]
+
+
 class DecoderLayer(nn.Module):
     """Pre-norm layer: grouped-query attention with rotary positions, then SwiGLU.
 
-    Tokens look at those of their own segment in the row, or at what a decoding step's masks show. Returns this call's
-    keys and values if `keep_keys`, or the updated cache if it was given one.
+    Tokens look at those of their own segment in the row, or at what the masks of a decoding step or of continuations
+    show. Returns this call's keys and values if `keep_keys`, or the updated cache after a decoding step.
     """
 
     config: DecoderConfig
@@ -77,9 +84,9 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         h: Float[Array, "B T D"],
-        cache: LayerCache | None,
+        cache: LayerCache | KeysValues | None,
         angles: Float[Array, "B T half"],
-        look: Int[Array, "B T"] | StepMasks,
+        look: Int[Array, "B T"] | StepMasks | BranchMasks,
         seed: Seed | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         c = self.config
@@ -100,13 +107,16 @@ class DecoderLayer(nn.Module):
         q, k = rotate(q, angles), rotate(k, angles)
         output: Any = hold(k, v, c.cache == "int8") if self.keep_keys else None
         if isinstance(look, StepMasks):
-            assert cache is not None
+            assert isinstance(cache, LayerCache)
             # A few selected among many is quicker than a scatter where rows lie on several devices, and the answer's
             # part is small against the weights that a step reads.
             held = hold(k, v, c.cache == "int8")
             answer: Any = jax.tree.map(partial(_select, look.place), held, cache.answer)
             output = LayerCache(cache.prompt, answer)
             x = cached_attention(q, cache.prompt, answer, look.prompt, look.answer)
+        elif isinstance(look, BranchMasks):
+            assert cache is not None
+            x = cached_attention(q, cache, (k, v), look.prompt, look.own)
         else:
             # The parameters' shapes are found with a row of one token, which not every kernel takes.
             x = packed_attention(q, k, v, look, kernel="xla" if self.is_initializing() else c.attention)
@@ -227,6 +237,39 @@ class Decoder(nn.Module):
         shared = (rotary_angles(positions[:, None], c.head_dim, c.rope_theta), masks)
         h, layers = unroll_layers(self.layer, self.layers, self.embed(ids[:, None]), shared, cache.layers)
         return self.final_norm(h[:, 0]), Cache(tuple(layers), cache.prompt_used)
+
+    def branch(
+        self,
+        ids: Int[Array, " T"],
+        depths: Int[Array, " T"],
+        branches: Int[Array, " T"],
+        prompts: tuple[KeysValues, ...],
+        used: Bool[Array, "B P"],
+    ) -> Float[Array, "B T D"]:
+        """Read continuations of every row's prompt side by side; none sees another, the prompts' keys are not copied.
+
+        Args:
+          ids: their tokens, one continuation after the other.
+          depths: each token's number in its continuation, from 0.
+          branches: number of its continuation, ascending.
+          prompts: each layer's keys and values, as `prefill` returns them.
+          used: False on padding.
+
+        Returns:
+          The hidden states that predict what comes after each token.
+        """
+        c = self.config
+        rows, length = used.shape[0], len(ids)
+        positions = jnp.sum(used, axis=1, dtype=jnp.int32)[:, None] + depths
+        own = segment_mask(branches[None], branches[None], causal=True)
+        masks = BranchMasks(
+            jnp.broadcast_to(used[:, None], (rows, length, used.shape[1])),
+            jnp.broadcast_to(own, (rows, length, length)),
+        )
+        shared = (rotary_angles(positions, c.head_dim, c.rope_theta), masks)
+        words = self.embed(jnp.broadcast_to(ids, (rows, length)))
+        h, _ = unroll_layers(self.layer, self.layers, words, shared, prompts)
+        return self.final_norm(h)
 
 
 def empty_cache(config: DecoderConfig, rows: int, prompt: int, answer: int) -> Cache:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 
 from affectgpt_jax.cache import cache_folder
-from affectgpt_jax.unibench.lexicon import small_table
+from affectgpt_jax.unibench.lexicon import GROUP_OF, small_table
 from affectgpt_jax.unibench.official import (
     FILES,
     changed_files,
@@ -45,6 +45,19 @@ def load_table(wheel_dir: str | Path | None = None, cache_dir: Path | None = Non
     """
     folder = find_wheel_dir(wheel_dir)
     return small_table() if folder is None else load_official(folder, cache_dir)
+
+
+def wheel_words(wheel_dir: str | Path | None = None) -> list[str]:
+    """The words that stand on the emotion wheels, without their synonyms and other forms, or those of the lexicon.
+
+    Args:
+        wheel_dir: official emotion-wheel folder; as for `load_table`.
+
+    Raises:
+        UserError: the folder is missing, incomplete or unreadable.
+    """
+    folder = find_wheel_dir(wheel_dir)
+    return sorted(GROUP_OF if folder is None else parse_files(read_files(folder), folder).wheel_words)
 
 
 def load_official(folder: Path, cache_dir: Path | None = None) -> WheelTable:
