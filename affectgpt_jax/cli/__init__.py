@@ -31,6 +31,7 @@ COMMANDS = {
     "train": "train a model",
     "explain": "show what the model sees of one sample",
     "evaluate": "answer a corpus split and score the answers",
+    "labels": "score a vocabulary of emotion words: calibrated probabilities, evidence, abstaining",
     "predict": "answer questions about your own clips",
     "export": "write a run's weights for PEFT, transformers, vLLM or the authors' code",
     "convert": "bring weights and settings from elsewhere",

@@ -10,27 +10,35 @@ DATASETS holds the nine data sets' folders in the layout of the original (mer202
 
 Labels are read from the answers by rule, or, with --language or evaluate.extractor in the run's config, by the language
 model that the benchmark prescribes (Qwen2.5-7B-Instruct). Several checkpoints are scored side by side; --validation
-also answers the validation clips, on which the strict column then chooses its checkpoint.
+also answers the validation clips, on which the strict column then chooses its checkpoint. --scored adds a second
+system: the labels that the run itself finds likely, by scores of a vocabulary and without free text (`affectgpt
+labels`, whose calibration of a checkpoint it takes).
 """
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from affectgpt_jax.cli.progress import stage_bar
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.unibench.datasets import DATASETS, SYNTHETIC, Dataset, find_dataset
-from affectgpt_jax.unibench.evaluation import Missing, Settings, SystemResult, evaluate_loaded
+from affectgpt_jax.unibench.evaluation import DatasetResult, Missing, Settings, SystemResult, evaluate_loaded
 from affectgpt_jax.unibench.predictions import read_predictions
 from affectgpt_jax.unibench.truth import Truth, read_truth
 
 if TYPE_CHECKING:
     from affectgpt_jax.config import RunConfig
     from affectgpt_jax.inference.benchmark import Record
+    from affectgpt_jax.inference.calibration import Calibration, Vocabulary
     from affectgpt_jax.inference.extraction import Extractor, Rules
+    from affectgpt_jax.unibench.wheel import WheelTable
     from data_prep.readers import ClipRecord, Problem
+
+
+SCORED = "predictions-scored"
+"""Below OUT: what the scores of labels give."""
 
 
 class Part(NamedTuple):
@@ -67,6 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="language model that reads labels from the answers (default: evaluate.extractor, else by rule)",
     )
+    add("--scored", action="store_true", help="also score a vocabulary's words, as a system of its own")
+    add("--vocabulary", metavar="wheel|FILE", help="its words (default: those of the calibration, else the wheel's)")
     add("--wheel-dir", type=Path, help="official emotion-wheel folder (default: $AFFECTGPT_WHEEL_DIR)")
     add("--validation", action="store_true", help="strict: choose the checkpoint on the validation clips")
     add("--checkpoint", help="strict: the checkpoint fixed beforehand, such as step00005000 (default: the last one)")
@@ -104,21 +114,37 @@ def run(args: argparse.Namespace) -> int:
     if args.limit:
         out = out / f"first{args.limit}"
     _prepare(config, parts, out, args.limit)
-    _answer(args, parts, steps, out)
-    predictions = _extract(reader, parts, steps, out)
+    calibrations = _answer(args, parts, steps, out, table)
+    systems = {config.name: ("predictions", _extract(reader, parts, steps, out))}
+    if args.scored:
+        systems[f"{config.name}, scored labels"] = (SCORED, _label(reader, parts, calibrations, out))
     missing: Missing = "skip" if args.limit else args.missing
     settings = Settings("level1", args.resamples, args.seed, missing, args.checkpoint, dropped)
+    scored = Scored(
+        tuple(
+            SystemResult(name, _results(parts, files, out / folder, table, settings))
+            for name, (folder, files) in systems.items()
+        ),
+        table,
+        settings,
+    )
+    print_report(scored, details=args.details, paper=not args.no_paper, out=out / "report")
+    return 0
+
+
+def _results(
+    parts: Sequence[Part], files: Mapping[Path, Sequence[Path]], folder: Path, table: "WheelTable", settings: Settings
+) -> dict[str, DatasetResult]:
+    """The results of a system on every data set, from the prediction files of each part, which lie in a folder."""
     results = {}
     tests = {part.dataset.key: part for part in parts if part.split == "test"}
     others = {part.dataset.key: part for part in parts if part.split == "validation"}
     for key, part in tests.items():
-        loaded = [read_predictions(file, part.dataset.task) for file in predictions[part.place]]
+        loaded = [read_predictions(file, part.dataset.task) for file in files[part.place]]
         other = others.get(key)
-        validation = (other.truth, out / "predictions" / other.place) if other and len(steps) > 1 else None
+        validation = (other.truth, folder / other.place) if other and len(loaded) > 1 else None
         results[key] = evaluate_loaded(part.truth, loaded, table, settings, validation)
-    scored = Scored((SystemResult(config.name, results),), table, settings)
-    print_report(scored, details=args.details, paper=not args.no_paper, out=out / "report")
-    return 0
+    return results
 
 
 def _parts(args: argparse.Namespace) -> Iterator[Part]:
@@ -203,26 +229,96 @@ def prepare_split(
     print(prepare(records, encoders, settings, shards, problems).summary())
 
 
-def _answer(args: argparse.Namespace, parts: Sequence[Part], steps: Sequence[int], out: Path) -> None:
-    """Answer the clips that no checkpoint's file has an answer for."""
-    from affectgpt_jax.inference.benchmark import answer_split
+def _answer(
+    args: argparse.Namespace, parts: Sequence[Part], steps: Sequence[int], out: Path, table: "WheelTable"
+) -> "dict[str, tuple[Calibration, Vocabulary]]":
+    """Answer the clips that no checkpoint's file has an answer for; with --scored, score their labels, too.
+
+    Returns:
+      By checkpoint how its scores become labels.
+    """
+    from affectgpt_jax.cli.labels import FOLDER, open_calibration
+    from affectgpt_jax.inference.benchmark import answer_split, score_split
     from affectgpt_jax.inference.runs import fingerprint, open_shards, open_steps
 
-    with stage_bar("answers", len(parts) * len(steps)) as bar:
+    calibrations = {}
+    with stage_bar("answers", len(parts) * len(steps) * (1 + args.scored)) as bar:
         for trained, opened in open_steps(args.run, steps):
-            model = fingerprint(trained)
+            model, name = fingerprint(trained), step_name(trained.step)
+            if args.scored:
+                file = Path(args.run) / FOLDER / name / "calibration.json"
+                calibrations[name] = open_calibration(file, trained, model, table, args.vocabulary, args.wheel_dir)
             for part in parts:
                 corpus = open_shards(trained.config, part.split, str(out / "shards" / part.place))
                 answer_split(
                     trained,
                     opened,
                     corpus,
-                    out / "answers" / part.place / f"{step_name(trained.step)}.jsonl",
+                    out / "answers" / part.place / f"{name}.jsonl",
                     model=model,
                     batch=args.batch,
                     max_new=args.max_new,
-                    report=bar(f"{part.dataset.title}, {part.split}, {step_name(trained.step)}"),
+                    report=bar(f"{part.dataset.title}, {part.split}, {name}"),
                 )
+                if args.scored:
+                    score_split(
+                        trained,
+                        opened,
+                        corpus,
+                        out / "scores" / part.place / f"{name}.jsonl",
+                        model=model,
+                        words=calibrations[name][1].words,
+                        batch=args.batch,
+                        max_new=args.max_new,
+                        report=bar(f"{part.dataset.title}, {part.split}, {name}, scored"),
+                    )
+    return calibrations
+
+
+def _label(
+    reader: "Extractor | Rules",
+    parts: Sequence[Part],
+    calibrations: "Mapping[str, tuple[Calibration, Vocabulary]]",
+    out: Path,
+) -> dict[Path, list[Path]]:
+    """Choose labels by their scores, and the sentiments of sentiment data sets; what `affectgpt score` reads.
+
+    Returns:
+      The prediction files of each part, one a checkpoint.
+    """
+    import numpy as np
+
+    from affectgpt_jax.cli.extract import write_records
+    from affectgpt_jax.inference.calibration import given_labels, probabilities
+    from affectgpt_jax.inference.evaluate import PLAIN
+
+    files: dict[Path, list[Path]] = {part.place: [] for part in parts}
+    with stage_bar("scored labels", len(parts) * len(calibrations)) as bar:
+        for part in parts:
+            for name, (calibration, vocabulary) in calibrations.items():
+                report = bar(f"{part.dataset.title}, {part.split}, {name}")
+                found = {
+                    record["name"]: record["found"][PLAIN.name]["scores"]
+                    for record in _records(out / "scores" / part.place / f"{name}.jsonl")
+                    if "scores" in record["found"][PLAIN.name]
+                }
+                labels = {
+                    clip: given_labels(
+                        probabilities(np.array(scores), calibration.temperature), vocabulary, calibration.threshold
+                    )
+                    for clip, scores in found.items()
+                }
+                records: list[Record] = [{"name": clip, "labels": words} for clip, words in labels.items()]
+                if part.dataset.task == "sentiment":
+                    lists = {clip: f"[{', '.join(words)}]" for clip, words in labels.items()}
+                    sentiments = reader.sentiments(lists, report)
+                    records = [record | {"sentiment": sentiments[record["name"]]} for record in records]
+                file = out / SCORED / part.place / f"{name}.jsonl"
+                write_records(file, records)
+                files[part.place].append(file)
+                none = sum(not words for words in labels.values())
+                print(f"{part.dataset.title}, {part.split}, {name}: no scored label for {none} of {len(labels)} clips")
+    return files
 
 
 def label_reader(language: str) -> "Extractor | Rules":

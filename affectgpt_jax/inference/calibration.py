@@ -233,9 +233,7 @@ def confidence_and_truth(
     own = support(words, vocabulary)
     chosen = best(words, own)
     clips = np.arange(len(scores))
-    hits = np.stack(
-        [share[clips, groups[chosen]] > 0 for share, groups in zip(wanted, vocabulary.groups, strict=True)]
-    )
+    hits = np.stack([share[clips, groups[chosen]] > 0 for share, groups in zip(wanted, vocabulary.groups, strict=True)])
     counted = np.stack([share.any(axis=1) for share in wanted])
     kept = counted.any(axis=0)
     return own.max(axis=1)[kept], (hits & counted).sum(axis=0)[kept] / counted.sum(axis=0)[kept]
@@ -391,7 +389,8 @@ def calibrate(
 
 
 def given_labels(words: np.ndarray, vocabulary: Vocabulary, threshold: float, top_k: int = TOP_K) -> list[str]:
-    """The likeliest words whose groups are likely enough; none where the model had better abstain.
+    """The labels of a clip, none where the model had better abstain: of each group that is likely enough (words whose
+    groups are the same on all wheels) the likeliest word.
 
     Args:
       words: probabilities [V].
@@ -400,8 +399,11 @@ def given_labels(words: np.ndarray, vocabulary: Vocabulary, threshold: float, to
       top_k: labels at most.
     """
     enough = support(words, vocabulary) >= threshold
-    order = np.argsort(-words, kind="stable")
-    return [vocabulary.words[i] for i in order if enough[i]][:top_k]
+    first: dict[tuple[int, ...], str] = {}
+    for i in np.argsort(-words, kind="stable"):
+        if enough[i]:
+            first.setdefault(tuple(vocabulary.groups[:, i].tolist()), vocabulary.words[i])
+    return list(first.values())[:top_k]
 
 
 def label_record(
@@ -441,9 +443,7 @@ def label_record(
     }
 
 
-def changes(
-    scores: np.ndarray, plain: np.ndarray, vocabulary: Vocabulary, temperature: float
-) -> dict[str, Any]:
+def changes(scores: np.ndarray, plain: np.ndarray, vocabulary: Vocabulary, temperature: float) -> dict[str, Any]:
     """How probabilities change against those of the plain condition.
 
     Args:

@@ -145,8 +145,8 @@ def chunks(words: Sequence[Sequence[int]], size: int = TOKENS) -> list[Chunk]:
             for depth, (token, following) in enumerate(zip(words[number], [*words[number][1:], 0], strict=True))
         ]
         rows += [(0, 0, len(words), 0, False)] * (size - len(rows))
-        *columns, last = zip(*rows, strict=True)
-        return Chunk(*(np.array(column, np.int32) for column in columns), np.array(last))
+        ids, depths, branches, next_ids = np.array([row[:4] for row in rows], np.int32).T
+        return Chunk(ids, depths, branches, next_ids, np.array([row[4] for row in rows]))
 
     return [fill(numbers) for numbers in places]
 
@@ -262,8 +262,11 @@ class LabelScorer:
         parts = [self._call(self._programs.words, keys, prompts.used, chunk, ends) for chunk in self._chunks]
         sums = whole(first).astype(np.float64)
         for chunk, part in zip(self._chunks, parts, strict=True):
-            inside = chunk.branches < len(words)
-            np.add.at(sums, (slice(None), chunk.branches[inside]), whole(part)[:, inside])
+            inside = int(np.sum(chunk.branches < len(words)))
+            starts = np.flatnonzero(chunk.depths[:inside] == 0)
+            sums[:, chunk.branches[starts]] += np.add.reduceat(
+                whole(part)[:, :inside].astype(np.float64), starts, axis=1
+            )
         return sums
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -321,8 +324,10 @@ def evidence(
         if condition.shuffled:
             raise ValueError(f"{condition.name} needs other clips")
         changed = [without(query, condition.modality) if condition.modality else query for query in queries]
-        scores = scorer(changed, None if report is None else lambda done, n=number: report(n * len(queries) + done))
+        scores = scorer(changed)
         answers = [None] * len(queries) if answerer is None else answerer(changed)
         for own, score, answer in zip(found, scores, answers, strict=True):
             own[condition.name] = Found(score, answer)
+        if report is not None:
+            report((number + 1) * len(queries))
     return list(found)

@@ -116,6 +116,7 @@ class DecoderLayer(nn.Module):
             x = cached_attention(q, cache.prompt, answer, look.prompt, look.answer)
         elif isinstance(look, BranchMasks):
             assert cache is not None
+            assert not isinstance(cache, LayerCache)
             x = cached_attention(q, cache, (k, v), look.prompt, look.own)
         else:
             # The parameters' shapes are found with a row of one token, which not every kernel takes.

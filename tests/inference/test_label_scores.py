@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import affectgpt_jax.inference.label_scores as label_scores
-from affectgpt_jax.config.run import MeshConfig
 from affectgpt_jax.data.examples import Example, Rejected
 from affectgpt_jax.data.prompts import OVLABEL_STEM, question
 from affectgpt_jax.data.tokenizer import Tokenizer
@@ -21,7 +20,6 @@ from affectgpt_jax.inference.evaluate import PLAIN, Condition, conditions
 from affectgpt_jax.inference.label_scores import LabelScorer, Scores, chunks, evidence, tokenized, without
 from affectgpt_jax.inference.runs import Run
 from affectgpt_jax.models.affectgpt import AffectGPT
-from affectgpt_jax.sharding import make_mesh, parameter_shardings
 from affectgpt_jax.unibench.table_cache import wheel_words
 from affectgpt_jax.weights.initial import parameter_shapes, resolve
 from tests.inference.clip_run import random_tree
@@ -130,18 +128,6 @@ def test_scores_depend_on_clip_and_word_alone(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(scorer, "_chunks", chunks(scorer._tokens.words, size=16))
     assert len(scorer._chunks) > 1
     np.testing.assert_allclose(logs(scorer, asked), found, atol=1e-5, rtol=0)
-
-
-def test_scores_are_the_same_on_several_devices(folder: Path) -> None:
-    """Rows over the mesh, heads over `tensor`."""
-    if len(jax.devices()) < 4:
-        pytest.skip("needs 4 devices")
-    run, asked = tiny(folder), queries(3)
-    mesh = make_mesh(MeshConfig(data=2, tensor=2), jax.devices()[:4])
-    params = jax.device_put(run.params, parameter_shardings(mesh, parameter_shapes(run.model)))
-    found = logs(LabelScorer(run._replace(params=params), WORDS, batch=3, max_new=MAX_NEW), asked)
-    expected = logs(LabelScorer(run, WORDS, batch=3, max_new=MAX_NEW), asked)
-    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
 
 def test_an_untrained_model_prefers_no_word(folder: Path) -> None:
