@@ -242,7 +242,8 @@ def _fits(
     if not any(share.any() for share in wanted):
         return ""
     found = fit(scores, wanted, vocabulary, temperature)
-    return f"temperature {temperature:.3f}, {len(known):,} clips with true labels: NLL {found.nll:.3f}, ECE {found.ece:.3f}"
+    told = f"NLL {found.nll:.3f}, ECE {found.ece:.3f}"
+    return f"temperature {temperature:.3f}, {len(known):,} clips with true labels: {told}"
 
 
 def clip_record(

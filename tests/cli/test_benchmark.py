@@ -18,12 +18,15 @@ from affectgpt_jax.data.examples import Rejected
 from affectgpt_jax.data.responses import response_labels
 from affectgpt_jax.data.shards import open_corpus
 from affectgpt_jax.inference.answering import Answer, Answerer, Query
+from affectgpt_jax.inference.calibration import THRESHOLD, given_labels, make_vocabulary, probabilities
 from affectgpt_jax.inference.evaluate import PLAIN, make_queries
+from affectgpt_jax.inference.label_scores import LabelScorer, Scores
 from affectgpt_jax.inference.runs import fingerprint, open_run, open_trained
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.unibench.datasets import SYNTHETIC
-from affectgpt_jax.unibench.lexicon import small_table
+from affectgpt_jax.unibench.lexicon import GROUP_OF, polarity, small_table
 from affectgpt_jax.unibench.scoring import score_labels
+from affectgpt_jax.unibench.table_cache import wheel_words
 from affectgpt_jax.unibench.truth import read_truth
 from affectgpt_jax.weights.initial import parameter_shapes
 from affectgpt_jax.weights.trainable import split
@@ -124,6 +127,49 @@ def test_the_chain_on_the_synthetic_corpus(
     assert synthetic(folder, tmp_path, "--max-new", "8") == 0
     assert len(oracle.queries) == 1
     assert len(lines(tmp_path / "answers" / place)) == len(kept) + 1
+
+
+def test_scored_labels_are_a_system_of_their_own(
+    folder: Path, datasets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the labels in free words, in the same tables; calibrated where the checkpoint is."""
+    out = tmp_path / "out"
+    assert synthetic(folder, out, "--max-new", "8", "--scored") == 0
+    told = capsys.readouterr().out
+    assert "probabilities are not calibrated" in told
+    assert "tiny, scored labels" in told
+    systems = json.loads((out / "report" / "scores.json").read_text())["systems"]
+    assert list(systems) == ["tiny", "tiny, scored labels"]
+    name = f"step{2 * STEP:08d}"
+    predicted = {
+        record["name"]: record["labels"]
+        for record in lines(out / "predictions-scored/synthetic/test" / f"{name}.jsonl")
+    }
+    vocabulary = make_vocabulary(wheel_words(), small_table())
+    run = open_run(folder / "run")
+    queries = make_queries(run, open_corpus(folder / "shards", "test", ("face@8", "audio@8")), PLAIN, "ovlabel")
+    for scored in LabelScorer(run, vocabulary.words, batch=4, max_new=8)(queries):
+        assert isinstance(scored, Scores)
+        assert predicted[scored.name] == given_labels(probabilities(scored.logs), vocabulary, THRESHOLD)
+    truth = read_truth(SYNTHETIC, folder / "corpus")
+    expected = score_labels(truth.labels, [predicted[clip] for clip in truth.names], small_table(), resamples=0)
+    found = systems["tiny, scored labels"]["synthetic"]["checkpoints"][name]["strict"]["f_score"]["value"]
+    assert found == pytest.approx(expected.scores["f_score"].value)
+
+    # Two words, one of them true of the validation clip: with a threshold of 0 both are given.
+    true = read_truth(SYNTHETIC, folder / "corpus", "validation").labels[0][0]
+    words = [true, next(word for word in ("happy", "angry") if GROUP_OF[word] != GROUP_OF[true])]
+    (tmp_path / "words.txt").write_text("\n".join(words))
+    shutil.copytree(folder / "run", tmp_path / "run")
+    run_folder, given = str(tmp_path / "run"), ["--vocabulary", str(tmp_path / "words.txt"), "--threshold", "0"]
+    shards = ["--shards", str(folder / "shards"), "--calibrate", "validation", "--no-answers"]
+    assert main(["labels", run_folder, *given, *shards]) == 0
+    more = ["--max-new", "8", "--out", str(tmp_path / "again"), "--resamples", "20", "--scored", "--any-count"]
+    assert main(["benchmark", run_folder, "--data-root", str(datasets), "--datasets", "cmumosi", *more]) == 0
+    kept = lines(tmp_path / "again/predictions-scored/cmumosi/test" / f"{name}.jsonl")
+    assert [sorted(record["labels"]) for record in kept] == [sorted(words)] * 2
+    sign = {1: "positive", 0: "neutral", -1: "negative"}[polarity(words)]
+    assert [record["sentiment"] for record in kept] == [sign] * 2
 
 
 def test_checkpoints_are_chosen(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
