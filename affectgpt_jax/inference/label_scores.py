@@ -187,9 +187,10 @@ def _words(
     ends: Int[Array, " E"],
 ) -> Float[Array, "B T"]:
     found: Any = model.apply({"params": params}, *chunk[:3], keys, used, method="branch")
-    logs = jax.nn.log_softmax(found.astype(jnp.float32))
-    following = jnp.take_along_axis(logs, jnp.asarray(chunk.following)[None, :, None], axis=-1)[..., 0]
-    return jnp.where(chunk.last, jax.nn.logsumexp(logs[..., ends], axis=-1), following)
+    logits = found.astype(jnp.float32)
+    following = jnp.take_along_axis(logits, jnp.asarray(chunk.following)[None, :, None], axis=-1)[..., 0]
+    ended = jax.nn.logsumexp(logits[..., ends], axis=-1)
+    return jnp.where(chunk.last, ended, following) - jax.nn.logsumexp(logits, axis=-1)
 
 
 class LabelScorer:
