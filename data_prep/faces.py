@@ -17,7 +17,7 @@ import av
 import cv2
 import numpy as np
 
-from affectgpt_jax.data.clips import ClipFiles, read_modality
+from affectgpt_jax.data.clips import ClipFiles, DetectedFaces, read_modality
 from affectgpt_jax.data.media import FRAME_SIZE, AbsentStream, MediaError, frame_count
 from affectgpt_jax.data.preprocess import frame_indices, pick_faces
 from affectgpt_jax.data.shard_schema import Stream, file_digest
@@ -92,7 +92,7 @@ class FaceCrops:
         """The file that the crops of a clip are read from."""
         return files.video if self.detects(files) else files.faces
 
-    def read(self, files: ClipFiles, count: int) -> np.ndarray | None:
+    def find(self, files: ClipFiles, count: int) -> DetectedFaces | None:
         """Detects the faces of a clip.
 
         Args:
@@ -100,8 +100,8 @@ class FaceCrops:
             count: crops wanted.
 
         Returns:
-            uint8 [count, 224, 224, 3], RGB, as `read_modality` gives stored crops. None if no face is found, or there
-            is no video or no picture in it.
+            `count` faces with crops of 224 by 224 pixels, as `read_modality` gives stored crops. None if no face is
+            found, or there is no video or no picture in it.
 
         Raises:
             MediaError: the video is broken.
@@ -111,15 +111,24 @@ class FaceCrops:
         if files.video is None:
             return None
         try:
-            crops = detect_crops(files.video, CANDIDATES * count, self.detector)
+            found = detect_faces(files.video, CANDIDATES * count, self.detector)
         except AbsentStream:
             return None
-        return pick_faces(crops, count, FRAME_SIZE) if len(crops) else None
+        if not found.frames:
+            return None
+        picked = frame_indices(len(found.frames), count).tolist()
+        return DetectedFaces(
+            pick_faces(found.crops, count, FRAME_SIZE),
+            tuple(found.frames[i] for i in picked),
+            tuple(found.boxes[i] for i in picked),
+        )
 
     def media(self, files: ClipFiles, stream: Stream) -> np.ndarray | None:
         """`read_modality` of a clip whose crops may have to be detected."""
-        detects = stream.modality == "face" and self.detects(files)
-        return self.read(files, stream.count) if detects else read_modality(files, stream)
+        if stream.modality != "face" or not self.detects(files):
+            return read_modality(files, stream)
+        found = self.find(files, stream.count)
+        return None if found is None else found.crops
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -158,7 +167,7 @@ def face_crops(policy: FacePolicy, detector: str) -> FaceCrops:
 # From a video to crops
 
 
-def detect_crops(video: Path, candidates: int, detector: FaceDetector) -> np.ndarray:
+def detect_faces(video: Path, candidates: int, detector: FaceDetector) -> DetectedFaces:
     """Cuts the largest face out of frames of a video.
 
     Args:
@@ -167,34 +176,47 @@ def detect_crops(video: Path, candidates: int, detector: FaceDetector) -> np.nda
         detector: finds the faces.
 
     Returns:
-        uint8 [n, 112, 112, 3], RGB, one crop for each frame with a face, in their order; n may be 0.
+        A crop of 112 by 112 pixels for each frame with a face, in their order; there may be none.
 
     Raises:
         AbsentStream: there is no video stream.
         MediaError: the file is missing, no media file, cut short or damaged.
     """
-    frames = _frames(video, candidates)
-    crops = [
-        _crop(frame, _largest(faces)) for frame, faces in zip(frames, detector(frames), strict=True) if len(faces.boxes)
+    places, frames, scale = _frames(video, candidates)
+    found = [
+        (place, _crop(frame, box), tuple((box / scale).tolist()))
+        for place, frame, faces in zip(places, frames, detector(frames), strict=True)
+        if len(faces.boxes)
+        for box in (_largest(faces),)
     ]
-    return np.stack(crops) if crops else np.zeros((0, CROP, CROP, 3), np.uint8)
+    crops = [crop for _, crop, _ in found]
+    return DetectedFaces(
+        np.stack(crops) if crops else np.zeros((0, CROP, CROP, 3), np.uint8),
+        tuple(place for place, _, _ in found),
+        tuple(box for _, _, box in found),
+    )
 
 
-def _frames(video: Path, candidates: int) -> np.ndarray:
-    """Frames spread evenly over a video, uint8 [n, height, width, 3], RGB, upright, in the video's proportions."""
+def _frames(video: Path, candidates: int) -> tuple[list[int], np.ndarray, float]:
+    """Frames spread evenly over a video: their numbers, uint8 [n, height, width, 3], RGB, upright, in the video's
+    proportions, and by how much they were scaled."""
     wanted = set(frame_indices(frame_count(video), candidates))
+    places: list[int] = []
     pictures: list[np.ndarray] = []
     size: tuple[int, int] | None = None
+    scale = 1.0
     try:
         with av.open(str(video)) as container:
             container.streams.video[0].thread_type = "NONE"  # many clips are decoded side by side
             for position, frame in enumerate(container.decode(video=0)):
                 if position in wanted:
-                    scale = min(1.0, FRAME_SIDE / max(frame.width, frame.height))
-                    size = size or (round(frame.width * scale), round(frame.height * scale))
+                    if size is None:  # of the first; all others are brought to it
+                        scale = min(1.0, FRAME_SIDE / max(frame.width, frame.height))
+                        size = (round(frame.width * scale), round(frame.height * scale))
                     rgb = frame.reformat(*size, format="rgb24", interpolation="BILINEAR").to_ndarray()
                     # FFmpeg states the rotation counterclockwise; angles between are left alone, as decord does.
                     turns = frame.rotation // 90 if frame.rotation % 90 == 0 else 0
+                    places.append(position)
                     pictures.append(np.ascontiguousarray(np.rot90(rgb, turns)))
                     if len(pictures) == len(wanted):
                         break
@@ -202,7 +224,7 @@ def _frames(video: Path, candidates: int) -> np.ndarray:
         raise MediaError(video, f"cannot be decoded: damaged or cut short ({error.strerror})") from error
     if not pictures:
         raise MediaError(video, "no frame can be decoded")
-    return np.stack(pictures)
+    return places, np.stack(pictures), scale
 
 
 def _largest(faces: Faces) -> np.ndarray:

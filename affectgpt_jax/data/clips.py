@@ -60,6 +60,20 @@ class ClipFiles(NamedTuple):
         return sources[modality]
 
 
+class DetectedFaces(NamedTuple):
+    """Faces that a detector found in a video.
+
+    Attributes:
+        crops: uint8 [n, height, width, 3], RGB.
+        frames: the frame that each was found in, 0 is the first.
+        boxes: of each, left, top, width, height in pixels of the upright picture; they may reach beyond it.
+    """
+
+    crops: np.ndarray
+    frames: tuple[int, ...]
+    boxes: tuple[tuple[float, float, float, float], ...]
+
+
 def read_modality(files: ClipFiles, stream: Stream) -> np.ndarray | None:
     """Reads what the encoder of a stream needs of a clip.
 

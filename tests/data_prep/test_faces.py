@@ -14,10 +14,10 @@ import pytest
 import data_prep.faces
 from affectgpt_jax.data.clips import ClipFiles
 from affectgpt_jax.data.media import MediaError, read_frames
-from affectgpt_jax.data.shard_schema import TextRecord, read_manifest
+from affectgpt_jax.data.shard_schema import TextRecord, parse_stream, read_manifest
 from affectgpt_jax.data.shards import open_corpus
 from affectgpt_jax.errors import UserError
-from data_prep.faces import Cascade, FaceCrops, Faces, YuNet, detect_crops, face_crops
+from data_prep.faces import Cascade, FaceCrops, Faces, YuNet, detect_faces, face_crops
 from data_prep.prepare import PrepareSettings, prepare
 from data_prep.readers import ClipRecord
 from tests.data_prep.test_prepare import FakeEncoders
@@ -70,7 +70,7 @@ def _white(crop: np.ndarray) -> float:
 def test_the_largest_face_is_cut_out_as_a_square_with_a_margin(tmp_path: Path) -> None:
     boxes = [(20, 30, 40), (120, 60, 80)]
     video = _patches(tmp_path / "a.mp4", 4, dict.fromkeys(range(4), boxes), (256, 192))
-    crops = detect_crops(video, 4, Bright())
+    crops = detect_faces(video, 4, Bright()).crops
     assert crops.shape == (4, 112, 112, 3)
     assert crops.dtype == np.uint8
     for crop in crops:  # 80 of 96 pixels in each direction
@@ -82,7 +82,7 @@ def test_the_largest_face_is_cut_out_as_a_square_with_a_margin(tmp_path: Path) -
 
 def test_what_lies_beyond_the_frame_is_black(tmp_path: Path) -> None:
     video = _patches(tmp_path / "a.mp4", 2, {0: [(0, 0, 80)], 1: [(0, 0, 80)]}, (256, 192))
-    crop = detect_crops(video, 2, Bright())[0]
+    crop = detect_faces(video, 2, Bright()).crops[0]
     assert crop[:7].max() == crop[:, :7].max() == 0  # 8 of 96 pixels
     assert crop[-6:, -6:].min() > 20
 
@@ -99,7 +99,7 @@ def test_frames_are_those_that_the_reference_picks_of_a_crop_for_each_frame(tmp_
             shown.extend(round(float(faces.boxes[0, 0]) / 8) for faces in found)
             return found
 
-    crops = FaceCrops("detect", Watching()).read(ClipFiles(video=video), 4)
+    crops = FaceCrops("detect", Watching()).media(ClipFiles(video=video), parse_stream("face@4"))
     assert shown == [0, 2, 5, 7, 10, 12, 15, 17]
     assert shown[::2] == [0, 5, 10, 15] == np.arange(0, 20, 20 / 4).astype(int).tolist()
     assert crops is not None
@@ -108,14 +108,18 @@ def test_frames_are_those_that_the_reference_picks_of_a_crop_for_each_frame(tmp_
 
 def test_frames_without_a_face_are_left_out(tmp_path: Path) -> None:
     video = _patches(tmp_path / "a.mp4", 16, {2: [(10, 10, 30)], 3: [(100, 50, 60)]}, (192, 144))
-    assert len(detect_crops(video, 16, Bright())) == 2
+    assert detect_faces(video, 16, Bright()).frames == (2, 3)
     reader = FaceCrops("detect", Bright())
-    crops = reader.read(ClipFiles(video=video), 8)
-    assert crops is not None
+    found = reader.find(ClipFiles(video=video), 8)
+    assert found is not None
+    crops = found.crops
+    assert found.frames == (2, *[3] * 7)
+    np.testing.assert_allclose(found.boxes[:2], [(10, 10, 30, 30), (100, 50, 60, 60)], atol=2)
+    assert found.boxes[2:] == found.boxes[1:2] * 6
     assert crops.shape == (8, 224, 224, 3)  # the last is repeated, as it is of a short file
     np.testing.assert_array_equal(crops[1:], np.broadcast_to(crops[1], crops[1:].shape))
     nobody = _patches(tmp_path / "b.mp4", 16, {}, (192, 144))
-    assert reader.read(ClipFiles(video=nobody), 8) is None
+    assert reader.find(ClipFiles(video=nobody), 8) is None
 
 
 def test_frames_are_upright_and_not_larger_than_need_be(tmp_path: Path) -> None:
@@ -129,25 +133,25 @@ def test_frames_are_upright_and_not_larger_than_need_be(tmp_path: Path) -> None:
     for degrees, shape in ((0, (48, 64)), (90, (64, 48)), (180, (48, 64)), (270, (64, 48))):
         corner = _patches(tmp_path / f"{degrees}.mp4", 4, {frame: [(0, 0, 20)] for frame in range(4)}, (64, 48))
         video = rotate_metadata(corner, degrees)
-        detect_crops(video, 4, Watching())
+        detect_faces(video, 4, Watching())
         assert seen[-1].shape == (4, *shape, 3)
         expected = read_frames(video, 4, size=64)  # turned by FFmpeg, and scaled by another filter
         scaled = np.stack([cv2.resize(frame, (64, 64)) for frame in seen[-1]])
         assert np.abs(scaled.astype(int) - expected).mean() < 6
         assert np.abs(np.rot90(scaled, 1, (1, 2)).astype(int) - expected).mean() > 20
-    detect_crops(write_video(tmp_path / "large.mp4", 2, height=360, width=1600), 2, Watching())
+    detect_faces(write_video(tmp_path / "large.mp4", 2, height=360, width=1600), 2, Watching())
     assert seen[-1].shape == (2, 288, 1280, 3)
 
 
 def test_what_cannot_be_read_is_told_from_what_is_not_there(tmp_path: Path) -> None:
     reader = FaceCrops("detect", Bright())
-    assert reader.read(ClipFiles(), 8) is None
+    assert reader.find(ClipFiles(), 8) is None
     assert (
-        reader.read(ClipFiles(video=write_video(tmp_path / "sound.mp4", 0, sound=tone(0.5, 44_100)[None])), 8) is None
+        reader.find(ClipFiles(video=write_video(tmp_path / "sound.mp4", 0, sound=tone(0.5, 44_100)[None])), 8) is None
     )
     broken = truncate(write_video(tmp_path / "broken.mp4"), 0.5)
     with pytest.raises(MediaError, match=r"broken\.mp4"):
-        reader.read(ClipFiles(video=broken), 8)
+        reader.find(ClipFiles(video=broken), 8)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,7 +194,7 @@ def test_policies(tmp_path: Path, clips: list[ClipRecord]) -> None:
     np.testing.assert_array_equal(made["files_or_detect"][:2], made["files"][:2])
     np.testing.assert_array_equal(made["files_or_detect"][2], made["detect"][2])
     assert (made["detect"][:2] != made["files"][:2]).any()
-    crops = FaceCrops("detect", Bright()).read(clips[2].files, 8)
+    crops = FaceCrops("detect", Bright()).media(clips[2].files, parse_stream("face@8"))
     assert crops is not None
     np.testing.assert_array_equal(made["detect"][2], FakeEncoders().vision(crops).astype(np.float16))
 
