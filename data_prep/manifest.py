@@ -69,7 +69,8 @@ def read_manifest_file(path: Path | str) -> Listing:
         except _Unusable as reason:
             name = cells.get("name")
             named = name if isinstance(name, str) and is_clip_name(name) else ""
-            problems.append(Problem(named, path.name, f"{place}: {reason}; the {place.split()[0]} is skipped"))
+            skipped = f"{place}: {reason}; the {place.split()[0]} is skipped"
+            problems.append(Problem(named, path.name, skipped, skipped=True))
             continue
         if record.name in places:
             raise UserError(
@@ -170,7 +171,7 @@ def _jsonl(path: Path, problems: list[Problem]) -> Iterator[_Entry]:
                     yield _Entry(f"line {number}", cells)
                     continue
                 found = f"no JSON ({cells.msg})" if isinstance(cells, json.JSONDecodeError) else "no JSON object"
-                problems.append(Problem("", path.name, f"line {number}: {found}; the line is skipped"))
+                problems.append(Problem("", path.name, f"line {number}: {found}; the line is skipped", skipped=True))
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."

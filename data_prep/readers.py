@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,11 +50,13 @@ class Problem:
         name: the clip concerned; empty if it is none in particular.
         file: the file concerned.
         reason: what is wrong and what was done about it.
+        skipped: whether a clip is left out for it.
     """
 
     name: str
     file: str
     reason: str
+    skipped: bool = field(default=False, compare=False)
 
 
 class Listing(NamedTuple):
@@ -279,7 +281,7 @@ def read_rows(path: Path, columns: Sequence[str], problems: list[Problem]) -> It
                     reason = (
                         f"line {reader.line_num}: {len(cells)} cells under {len(header)} columns; the line is skipped"
                     )
-                    problems.append(Problem("", path.name, reason))
+                    problems.append(Problem("", path.name, reason, skipped=True))
                     continue
                 yield _Row(reader.line_num, dict(zip(header, cells, strict=True)))
     except FileNotFoundError as error:

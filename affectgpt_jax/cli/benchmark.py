@@ -30,7 +30,7 @@ from affectgpt_jax.unibench.truth import Truth, read_truth
 
 if TYPE_CHECKING:
     from affectgpt_jax.config import RunConfig
-    from affectgpt_jax.inference.benchmark import Record
+    from affectgpt_jax.inference.answer_file import Record
     from affectgpt_jax.inference.calibration import Calibration, Vocabulary
     from affectgpt_jax.inference.extraction import Extractor, Rules
     from affectgpt_jax.unibench.wheel import WheelTable

@@ -1,108 +1,361 @@
 """Answer a question about your own clips.
 
     affectgpt predict runs/demo clip.mp4 --faces clip_faces.npy --subtitle "Thank you so much."
-    affectgpt predict runs/demo runs/demo/corpus/video --question description --output answers.jsonl
+    affectgpt predict runs/demo my_clips/ --question sentiment --faces detect --output answers.csv
+    affectgpt predict runs/demo clips.csv --question candidates --field candidates="happy, sad" --output answers.jsonl
+    affectgpt predict runs/demo runs/demo/shards --split test --output answers.parquet
 
-The sound is that of the file. Faces and subtitle are looked up where a clip lies in a folder of the MER2025 layout
-(video/NAME.mp4 beside openface_face/NAME/NAME.npy and subtitle_chieng.csv). What a clip lacks is said, and the model
-answers without it. A clip that cannot be used is reported; the others are answered, and the exit status is 1.
+CLIP is a media file, a folder of them, a pattern, a manifest (.csv, .jsonl, .parquet, as `affectgpt prepare` reads
+them), or a folder of feature shards. The sound is that of the file. What is said is given, or lies beside the clip
+(NAME.srt, NAME.vtt, subtitles.csv), or in a folder of the MER2025 layout, where stored faces are found, too. What a
+clip lacks is said, and the model answers without it. A clip that cannot be used is reported; the others are answered,
+and the exit status is 1.
+
+With --output, an interrupted run goes on where it ended when it is started again. docs/predict.md says more.
 """
 
 import argparse
-import contextlib
-import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from affectgpt_jax.cli.checkpoint_step import add_step
+from affectgpt_jax.cli.progress import clip_bar
 from affectgpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from affectgpt_jax.inference.clip_files import Source
-    from affectgpt_jax.inference.predict import Failed, Prediction
+    from affectgpt_jax.config import RunConfig
+    from affectgpt_jax.data.shards import Corpus
+    from affectgpt_jax.inference.clip_files import Beside, Item, Source
+    from affectgpt_jax.inference.predict import Failed, How, Prediction
+    from affectgpt_jax.inference.prediction_files import PredictionFile
+    from affectgpt_jax.inference.runs import Run
+    from affectgpt_jax.ops.sampling import Sampling
+
+POLICIES = ("files", "detect", "files_or_detect")
+
+
+class _Asked(NamedTuple):
+    """What is asked about.
+
+    Attributes:
+      clips: clips with media files, or a split of feature shards.
+      beside: where to look for what goes with them.
+      facts: what the answers depend on besides the model and the question.
+    """
+
+    clips: "Sequence[Item] | Corpus"
+    beside: "Beside"
+    facts: Mapping[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("run", metavar="RUN", help="run folder")
+    add = parser.add_argument
+    add("run", metavar="RUN", help="run folder")
     add_step(parser)
-    parser.add_argument("clips", metavar="CLIP", nargs="+", help="media files, folders of them, or patterns")
-    parser.add_argument("--subtitle", metavar="TEXT", help="what is said in the clip; default: that of its corpus")
-    parser.add_argument(
-        "--faces",
-        metavar="FILE.npy",
-        help="face crops, uint8 [n, height, width, 3]; for several clips a folder with NAME.npy or NAME/NAME.npy",
+    add("clips", metavar="CLIP", nargs="+", help="media files, folders of them, patterns, manifests, or feature shards")
+    add("--split", help="of feature shards (default: the run's evaluate.split)")
+    said = parser.add_argument_group("what is said")
+    said.add_argument("--subtitle", metavar="TEXT", help="what is said in the clip; default: what lies beside it")
+    said.add_argument(
+        "--subtitles",
+        type=Path,
+        metavar="PLACE",
+        help="look only here: a table (CSV with name and english, subtitle or text), a folder with NAME.srt or "
+        "NAME.vtt, or the .srt or .vtt of one clip",
     )
-    parser.add_argument(
+    said.add_argument("--no-subtitle", action="store_true", help="do not tell the model what is said")
+    said.add_argument(
+        "--transcribe",
+        metavar="URL",
+        help="send the sound of clips without a subtitle to an OpenAI-compatible endpoint, such as "
+        "http://localhost:8000/v1; its key stands in $AFFECTGPT_TRANSCRIBE_KEY",
+    )
+    said.add_argument(
+        "--transcribe-model", default="whisper-1", metavar="NAME", help="recogniser (default: %(default)s)"
+    )
+    faces = parser.add_argument_group("faces")
+    faces.add_argument(
+        "--faces",
+        metavar="FILE.npy|DIR|files|detect|files_or_detect",
+        help="face crops, uint8 [n, height, width, 3]; for several clips a folder with NAME.npy or NAME/NAME.npy; or "
+        "where they come from: stored, found by a detector, or found where none are stored (default: the run's "
+        "prepare.faces)",
+    )
+    faces.add_argument("--detector", metavar="FILE.onnx", help="YuNet; default: the run's prepare.detector")
+    asked = parser.add_argument_group("the question and its answer")
+    asked.add_argument(
         "--question",
         default="labels",
         metavar="KIND|TEXT",
-        help="labels, description, sentiment, another kind, or a text in your own words (default: %(default)s)",
+        help="labels, description, sentiment, valence, label, candidates, another kind, or a text in your own words "
+        "(default: %(default)s)",
     )
-    parser.add_argument(
+    asked.add_argument(
         "--field",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help='what a kind of question leaves open, such as candidates="happy, sad", or low=-1 and high=1; repeatable',
     )
-    parser.add_argument("--output", metavar="FILE.jsonl", help="also write one JSON line a clip, failures included")
-    parser.add_argument("--batch", type=int, metavar="N", help="clips at a time; the run's evaluate.batch by default")
-    parser.add_argument("--max-new", type=int, metavar="N", help="tokens of an answer at most")
+    asked.add_argument("--max-new", type=int, metavar="N", help="tokens of an answer at most")
+    asked.add_argument("--temperature", type=float, default=0.0, metavar="T", help="draw tokens; 0 takes the likeliest")
+    asked.add_argument("--top-k", type=int, default=0, metavar="K", help="draw among the K likeliest; 0: among all")
+    asked.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw among the likeliest, which have P")
+    asked.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: %(default)s)")
+    add("--output", type=Path, metavar="FILE", help=".jsonl, .csv or .parquet, failures included; resumable")
+    add("--overwrite", action="store_true", help="begin --output anew, whatever is there")
+    add("--batch", type=int, metavar="N", help="clips at a time; the run's evaluate.batch by default")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer, print as answers come, and count."""
+    """Answer, print or write as answers come, and count."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from affectgpt_jax.inference.clip_files import list_clips
-    from affectgpt_jax.inference.predict import LIMITS, Failed, predict, question_text
-    from affectgpt_jax.inference.runs import open_run
+    from affectgpt_jax.data.shards import Corpus
+    from affectgpt_jax.inference.predict import LIMITS, Failed, how, predict, predict_shards, question_text
+    from affectgpt_jax.inference.prediction_files import PredictionFile, ending
+    from affectgpt_jax.inference.runs import fingerprint, open_base, open_trained, with_base
 
     question = question_text(args.question, **dict(map(_field, args.field)))
-    clips = list_clips(args.clips)
-    _check(args, clips)
+    sampling = _sampling(args)
+    _check(args)
+    words = _shards(args.clips)
+    items = [] if words else list(_items(args.clips))
+    _check_single(args, len(items))
+    if args.output is not None:
+        ending(args.output)
+        _make_folder(args.output.parent)
+    trained = open_trained(args.run, args.step)
+    asked = _find(args, trained.config, words, items)
+    settings = {"batch": args.batch, "max_new": args.max_new, "sampling": sampling, "seed": args.seed}
+    model = fingerprint(trained) if args.output is not None else ""
+    way = how(trained.config, len(asked.clips), question, **settings, model=model)
+    file = None
+    if args.output is not None:
+        facts = _facts(way, trained.step) | dict(asked.facts)
+        file = PredictionFile(args.output, facts, len(asked.clips), way.window, args.overwrite)
     console = Console(highlight=False, soft_wrap=True)
-    columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    failed = 0
-    with (
-        _open(args.output) as file,
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
-    ):
-        opened = open_run(args.run, args.step)
-        console.print(f"[bold]{escape(question)}[/bold]  ({escape(str(opened.folder))}, step {opened.step})")
-        outcomes = predict(
-            opened, clips, question, subtitle=args.subtitle, faces=args.faces, batch=args.batch, max_new=args.max_new
+    total, first = len(asked.clips), file.done if file else 0
+    console.print(f"[bold]{escape(question)}[/bold]  ({escape(str(args.run))}, step {trained.step})")
+    failed = file.failed if file else 0
+    if first < total:
+        if first:
+            console.print(f"{first} of {total} clips are answered in {escape(str(args.output))}; going on")
+        opened: Run = with_base(trained, open_base(trained))
+        settings |= {"first": first, "model": model}
+        outcomes = (
+            predict_shards(opened, asked.clips, question, words=asked.beside.words, **settings)
+            if isinstance(asked.clips, Corpus)
+            else predict(opened, asked.clips, question, beside=asked.beside, **settings)
         )
-        for outcome in progress.track(outcomes, total=len(clips)):
-            if file is not None:
-                print(json.dumps(outcome.record(), ensure_ascii=False), file=file)
-            failed += isinstance(outcome, Failed)
-            _show(console, outcome)
-    answered = f"{len(clips) - failed} of {len(clips)} clips answered" if len(clips) > 1 or failed else ""
-    console.print("\n" + "\n".join(filter(None, [answered, f"[dim]{LIMITS}[/dim]"])))
+        with clip_bar(total, first, failed) as told:
+            for outcome in _kept(outcomes, file, way):
+                failed += isinstance(outcome, Failed)
+                if file is None:
+                    _show(console, outcome)
+                elif isinstance(outcome, Failed):
+                    console.print(f"[red]failed[/red]  {escape(_plain(outcome.clip))}: {escape(_plain(outcome.error))}")
+                told(isinstance(outcome, Failed))
+    if file is not None:
+        file.finish()
+    answered = f"{total - failed} of {total} clips answered" if total > 1 or failed else ""
+    kept = f"written to {escape(str(args.output))}" if file else ""
+    console.print("\n" + "\n".join(filter(None, [", ".join(filter(None, [answered, kept])), f"[dim]{LIMITS}[/dim]"])))
     return 1 if failed else 0
 
 
-def _check(args: argparse.Namespace, clips: list[Path]) -> None:
+def _kept(
+    outcomes: "Iterator[Prediction | Failed]", file: "PredictionFile | None", way: "How"
+) -> "Iterator[Prediction | Failed]":
+    """The outcomes, each window of them once it is on disk."""
+    window: list[Prediction | Failed] = []
+    for outcome in outcomes:
+        if file is None:
+            yield outcome
+            continue
+        window.append(outcome)
+        if len(window) == way.window:
+            file.write(window)
+            yield from window
+            window = []
+    if file is not None and window:
+        file.write(window)
+        yield from window
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is asked about
+
+
+def _shards(words: Sequence[str]) -> str:
+    """The folder or address of feature shards among what is named; empty if there is none."""
+    from affectgpt_jax.data.shard_schema import dataset_directory
+    from affectgpt_jax.data.storage import is_remote
+
+    found = [word for word in words if is_remote(word) or dataset_directory(Path(word)).is_dir()]
+    if found and len(words) > 1:
+        raise UserError(f"{found[0]} holds feature shards, which are asked about alone; name it alone")
+    return found[0] if found else ""
+
+
+def _items(words: Sequence[str]) -> "Iterator[Item]":
+    """Clips, those of manifests among them."""
+    from affectgpt_jax.inference.clip_files import file_item, list_clips
+    from data_prep.manifest import ENDINGS
+
+    names: dict[str, Path] = {}
+    for path in list_clips(words):
+        manifest = path.suffix.lower() in ENDINGS
+        for item in _manifest(path) if manifest else (file_item(path),):
+            if item.name in names:
+                raise UserError(f"{names[item.name]} and {path} both name a clip {item.name!r}; ask about them apart")
+            names[item.name] = path
+            yield item
+
+
+def _manifest(path: Path) -> "Iterator[Item]":
+    """Clips of a manifest, and rows of it that are none."""
+    from affectgpt_jax.data.clips import ClipFiles
+    from affectgpt_jax.inference.clip_files import Item
+    from data_prep.manifest import read_manifest_file
+
+    listing = read_manifest_file(path)
+    notes: dict[str, list[str]] = {}
+    for problem in listing.problems:
+        if problem.name and not problem.skipped:
+            notes.setdefault(problem.name, []).append(f"{problem.file}: {problem.reason}")
+    for record in listing.records:
+        said = record.text.subtitle
+        yield Item(record.name, record.files, record.name, said, str(path), tuple(notes.get(record.name, ())))
+    for problem in listing.problems:
+        if problem.skipped:
+            yield Item(f"{path}, {problem.reason.partition(':')[0]}", ClipFiles(), "", fault=problem.reason)
+
+
+def _find(args: argparse.Namespace, config: "RunConfig", shards: str, items: "Sequence[Item]") -> _Asked:
+    """Open the shards, or say where what goes with clips lies."""
+    from affectgpt_jax.inference.clip_files import Beside, identity
+    from affectgpt_jax.inference.runs import model_streams, open_shards
+    from affectgpt_jax.inference.transcription import Transcriber
+    from data_prep.faces import face_crops
+
+    if shards:
+        for option in ("subtitle", "subtitles", "transcribe", "faces", "detector"):
+            if getattr(args, option) is not None:
+                raise UserError(f"--{option} goes with media files; feature shards hold what there is")
+        # A record that is damaged is reported when it is read, and costs itself only.
+        corpus = open_shards(config, args.split or config.evaluate.split, shards, verify=False)
+        return _Asked(
+            corpus, Beside(words=not args.no_subtitle), {"clips": corpus.fingerprint, "words": not args.no_subtitle}
+        )
+    if args.split is not None:
+        raise UserError(f"--split {args.split} goes with feature shards")
+    policy = config.prepare.faces
+    if args.faces in POLICIES:
+        policy = args.faces
+    elif args.faces is not None:
+        policy = "files"
+    crops = face_crops("files", "")
+    if policy != "files" and "face" in model_streams(config):
+        crops = face_crops(policy, args.detector or config.prepare.detector)
+    given = None if args.faces is None or args.faces in POLICIES else Path(args.faces)
+    provenance = dict(crops.provenance)
+    transcribe = Transcriber(args.transcribe, args.transcribe_model) if args.transcribe else None
+    beside = Beside(
+        subtitle=args.subtitle,
+        subtitles=args.subtitles,
+        words=not args.no_subtitle,
+        transcribe=transcribe,
+        faces=given,
+        stored=policy != "detect",
+        detect=crops.find if crops.detector else None,
+        detector=provenance.get("detector", ""),
+    )
+    facts = {
+        "clips": identity(items),
+        "words": not args.no_subtitle,
+        "subtitle": args.subtitle,
+        "subtitles": args.subtitles and str(args.subtitles),
+        "transcribe": transcribe and transcribe.origin,
+        "faces": given and str(given),
+        "detected": provenance,
+    }
+    return _Asked(items, beside, facts)
+
+
+def _facts(way: "How", step: int) -> dict[str, Any]:
+    """What answers depend on besides their clips."""
+    from affectgpt_jax.version import __version__
+
+    return {
+        "model": way.model,
+        "step": step,
+        "version": __version__,
+        "question": way.question,
+        "max_new": way.max_new,
+        "sampling": way.sampling._asdict(),
+        "seed": way.seed,
+        "batch": way.batch,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options
+
+
+def _check(args: argparse.Namespace) -> None:
     for option in ("batch", "max_new"):
         value = getattr(args, option)
         if value is not None and value < 1:
             raise UserError(f"--{option.replace('_', '-')} must be at least 1, not {value}")
-    if args.faces is not None and not Path(args.faces).exists():
-        raise UserError(f"--faces {args.faces}: there is no such file or folder")
-    if len(clips) > 1:
-        if args.subtitle is not None:
-            raise UserError(f"--subtitle goes with one clip, but {len(clips)} are named; ask about them one by one")
-        if args.faces is not None and not Path(args.faces).is_dir():
-            raise UserError(
-                f"--faces {args.faces} are the faces of one clip, but {len(clips)} are named; give a folder with "
-                "NAME.npy for each clip"
-            )
+    if args.faces is not None and args.faces not in POLICIES and not Path(args.faces).exists():
+        raise UserError(f"--faces {args.faces}: there is no such file or folder; or say {', '.join(POLICIES)}")
+    if args.detector is not None and args.faces not in ("detect", "files_or_detect", None):
+        raise UserError(f"--detector {args.detector} goes with --faces detect or files_or_detect")
+    if args.subtitles is not None and not args.subtitles.exists():
+        raise UserError(f"--subtitles {args.subtitles}: there is no such file or folder")
+    given = [name for name in ("subtitle", "subtitles", "transcribe") if getattr(args, name) is not None]
+    if args.no_subtitle and given:
+        raise UserError(f"--no-subtitle and --{given[0]} contradict each other; leave out one")
+    if args.subtitle is not None and len(given) > 1:
+        raise UserError(f"--subtitle and --{given[1]} contradict each other; leave out one")
+
+
+def _check_single(args: argparse.Namespace, clips: int) -> None:
+    """Refuse what is of one clip if there are several."""
+    if clips < 2:
+        return
+    if args.subtitle is not None:
+        raise UserError(f"--subtitle goes with one clip, but {clips} are named; ask about them one by one")
+    if args.subtitles is not None and args.subtitles.suffix.lower() in (".srt", ".vtt"):
+        raise UserError(f"--subtitles {args.subtitles} is of one clip, but {clips} are named; name a folder or a table")
+    if args.faces is not None and args.faces not in POLICIES and not Path(args.faces).is_dir():
+        raise UserError(
+            f"--faces {args.faces} are the faces of one clip, but {clips} are named; give a folder with NAME.npy for "
+            "each clip"
+        )
+
+
+def _sampling(args: argparse.Namespace) -> "Sampling":
+    from affectgpt_jax.ops.sampling import Sampling
+
+    found = Sampling(args.temperature, args.top_k, args.top_p)
+    for option, value, fits, expected in (
+        ("temperature", found.temperature, found.temperature >= 0, "0 or more"),
+        ("top-k", found.top_k, found.top_k >= 0, "0 or more"),
+        ("top-p", found.top_p, 0 < found.top_p <= 1, "more than 0, and 1 at most"),
+        ("seed", args.seed, 0 <= args.seed < 2**31, "0 or more, below 2^31"),
+    ):
+        if not fits:
+            raise UserError(f"--{option} {value}: expected {expected}")
+    if not found.temperature and (found.top_k, found.top_p) != (0, 1.0):
+        raise UserError("--top-k and --top-p only count where tokens are drawn; add --temperature 1")
+    return found
 
 
 def _field(text: str) -> tuple[str, str]:
@@ -112,15 +365,20 @@ def _field(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _open(path: str | None) -> contextlib.AbstractContextManager[TextIO | None]:
-    """The file of JSON lines, each of which is on disk before the next clip; None without a path."""
-    if path is None:
-        return contextlib.nullcontext()
+def _make_folder(folder: Path) -> None:
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return Path(path).open("w", encoding="utf-8", buffering=1)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output {path}: cannot be written ({error.strerror})") from error
+        raise UserError(f"--output: {folder} cannot be written ({error.strerror})") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a person sees
+
+
+def _plain(text: str) -> str:
+    """A text that can be printed, whatever bytes a file's name is of."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _show(console: "Console", outcome: "Prediction | Failed") -> None:
@@ -129,9 +387,9 @@ def _show(console: "Console", outcome: "Prediction | Failed") -> None:
 
     from affectgpt_jax.inference.predict import Failed
 
-    console.print(f"\n[bold cyan]{escape(outcome.clip)}[/bold cyan]")
+    console.print(f"\n[bold cyan]{escape(_plain(outcome.clip))}[/bold cyan]")
     if isinstance(outcome, Failed):
-        console.print(f"  [red]failed[/red]    {escape(outcome.error)}")
+        console.print(f"  [red]failed[/red]    {escape(_plain(outcome.error))}")
         return
     lines = [("answer", outcome.answer or "(empty)")]
     if outcome.labels:
@@ -145,9 +403,10 @@ def _show(console: "Console", outcome: "Prediction | Failed") -> None:
     styles = {"labels": "bold green", "no": "yellow", "note": "yellow"}
     for title, text in lines:
         style = styles.get(title.split()[0], "default")
-        console.print(f"  {title:<9} [{style}]{escape(text)}[/{style}]")
+        console.print(f"  {title:<9} [{style}]{escape(_plain(text))}[/{style}]")
 
 
 def _read_from(source: "Source") -> str:
     places = ", ".join(f"{place:g}" for place in source.places)
-    return f"{source.origin}, {source.unit}s {places}" if places else source.origin
+    by = f" ({source.detector})" if source.detector else ""
+    return f"{source.origin}, {source.unit}s {places}{by}" if places else source.origin

@@ -25,12 +25,14 @@ class Query(NamedTuple):
       subtitle: what is said; may be empty.
       question: the question's text (`prompts.question`).
       features: per stream of the model float [t, F]; what is left out is absent.
+      number: with the seed it decides the draws; None is the query's place among those that are asked together.
     """
 
     name: str
     subtitle: str
     question: str
     features: Mapping[str, np.ndarray]
+    number: int | None = None
 
 
 class Answer(NamedTuple):
@@ -121,7 +123,7 @@ class Answerer:
           batch: rows that are at work at a time.
           max_new: tokens of an answer at most.
           sampling: how tokens are drawn.
-          seed: of sampling; a query's draws depend on it and on its place in the sequence of queries.
+          seed: of sampling; a query's draws depend on it and on the query's number.
         """
         self._run, self._max_new = run, max_new
         ends = ((token,) for token in run.tokenizer.end_ids)
@@ -153,7 +155,8 @@ class Answerer:
             make_prompt(self._run, query, self._max_new) for query in queries
         ]
         asked = [(i, made) for i, made in enumerate(outcomes) if isinstance(made, Example)]
-        requests = [Request(as_prompt(self._run.config, queries[i], made), i) for i, made in asked]
+        numbers = [i if query.number is None else query.number for i, query in enumerate(queries)]
+        requests = [Request(as_prompt(self._run.config, queries[i], made), numbers[i]) for i, made in asked]
         for count, (place, ids) in enumerate(self._engine.run(requests), len(queries) - len(asked) + 1):
             i, example = asked[place]
             outcomes[i] = self._answer(queries[i], example, ids)

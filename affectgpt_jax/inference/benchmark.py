@@ -6,15 +6,14 @@ something else is never continued. Each other line is a clip: `name`, `answer`, 
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from affectgpt_jax.data.examples import Rejected
 from affectgpt_jax.data.prompts import question
 from affectgpt_jax.data.shard_schema import digest
 from affectgpt_jax.data.shards import Corpus
-from affectgpt_jax.errors import UserError
+from affectgpt_jax.inference.answer_file import Record, begin
 from affectgpt_jax.inference.answering import Answer, Answerer
 from affectgpt_jax.inference.evaluate import PLAIN, Condition, make_queries
 from affectgpt_jax.inference.label_scores import Found, LabelScorer, evidence
@@ -23,8 +22,6 @@ from affectgpt_jax.inference.runs import Run, Trained
 
 CALLS = 8
 """Batches between two writes; clips of like length share one, so a few should be sorted together."""
-
-Record = dict[str, Any]
 
 
 def answer_split(
@@ -164,7 +161,8 @@ def _keep(
     report: Callable[[int, int], None],
 ) -> dict[str, Record]:
     """Records of clips: those of the file, and what is left, `size` clips between two writes."""
-    done = read_answers(file, facts)
+    left_there = begin(file, facts, "name another --out, or remove the file")
+    done = {record["name"]: record for record in left_there}
     wanted = {name: i for i, name in enumerate(corpus.names) if names is None or name in names}
     left = [i for name, i in wanted.items() if name not in done]
     report(len(wanted) - len(left), len(wanted))
@@ -179,42 +177,6 @@ def _keep(
                 out.flush()
                 report(len(wanted) - len(left) + start + len(chosen), len(wanted))
     return {name: done[name] for name in wanted}
-
-
-def read_answers(file: Path, facts: dict[str, Any]) -> dict[str, Record]:
-    """The answers in a file that an interrupted attempt left, by name; begins the file if there is none.
-
-    Args:
-      file: the answer file.
-      facts: what the answers come from.
-
-    Raises:
-      UserError: the file says otherwise.
-    """
-    lines = list(_lines(file)) if file.is_file() else []
-    if not lines:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
-        return {}
-    found = lines[0]
-    if other := {key: value for key, value in facts.items() if found.get(key) != value}:
-        listed = ", ".join(f"{key} {found.get(key)!r} instead of {value!r}" for key, value in other.items())
-        raise UserError(f"{file} has answers of something else: {listed}; name another --out, or remove the file")
-    return {record["name"]: record for record in lines[1:]}
-
-
-def _lines(file: Path) -> Iterator[Record]:
-    """The records of a file; a last line that was cut off is taken off the file, too."""
-    whole = file.read_bytes()
-    end = whole.rfind(b"\n") + 1
-    if end < len(whole):
-        with file.open("r+b") as out:
-            out.truncate(end)
-    for number, line in enumerate(whole[:end].splitlines(), 1):
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}, line {number} is not JSON ({error}); remove the line, or the file") from error
 
 
 def _record(outcome: Answer | Rejected) -> Record:

@@ -1,29 +1,34 @@
-"""What belongs to a clip that somebody names: its faces and its subtitle, from beside it or given.
+"""What belongs to a clip that somebody names: its faces and what is said in it, from beside it, given, or made.
 
-A clip may lie in a folder of the MER2025 layout, CORPUS/video/NAME.mp4: then CORPUS/openface_face/NAME/NAME.npy holds
-its faces, and CORPUS/subtitle_chieng.csv its subtitle.
+What is said lies beside a clip as its subtitles (`subtitles.find_side_car`) or in a table subtitles.csv. A clip may
+also lie in a folder of the MER2025 layout, CORPUS/video/NAME.mp4: then CORPUS/openface_face/NAME/NAME.npy holds its
+faces, and CORPUS/subtitle_chieng.csv what is said.
 """
 
-import csv
 import glob
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from affectgpt_jax.data.clips import AUDIO_SECONDS, ClipFiles
+from affectgpt_jax.data.clips import AUDIO_SECONDS, ClipFiles, DetectedFaces
 from affectgpt_jax.data.media import MediaError, duration, frame_count
 from affectgpt_jax.data.preprocess import SAMPLE_RATE, clip_starts, frame_indices
-from affectgpt_jax.data.shard_schema import Stream
-from affectgpt_jax.errors import UserError
+from affectgpt_jax.data.shard_schema import Stream, digest
+from affectgpt_jax.inference.subtitles import Tables, find_side_car, look_up
+from affectgpt_jax.inference.transcription import Transcriber
 
 CLIP_ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".flv", ".wmv")
 """Files of a folder that count as clips."""
 
 SUBTITLES = "subtitle_chieng.csv"
+"""A corpus's table of what is said."""
+
+TABLE = "subtitles.csv"
+"""A table of what is said, beside the clips."""
 
 
 @dataclass(frozen=True)
@@ -32,31 +37,97 @@ class Source:
 
     Attributes:
       origin: a file, or "given".
-      unit: what `places` counts: "second" or "crop"; empty for text.
+      unit: what `places` counts: "second", "crop" of a file of crops, or "frame" of a video; empty for text.
       places: of frames, face crops, or starts of clips of sound; seconds are those of the file's header.
+      boxes: of each face that a detector found, see `data.clips.DetectedFaces`.
+      detector: which one.
     """
 
     origin: str
     unit: str = ""
     places: tuple[float, ...] = ()
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    detector: str = ""
+
+
+class Item(NamedTuple):
+    """A clip that somebody names.
+
+    Attributes:
+      name: what records call it: the file as it was named, or a name that a manifest gives.
+      files: what its modalities are read from, as far as that is said.
+      key: its name in tables, and those of files beside it.
+      subtitle: what is said, if a manifest says it.
+      origin: the manifest.
+      notes: what else is to be known about its answer.
+      fault: why it cannot be asked about; empty in most cases.
+    """
+
+    name: str
+    files: ClipFiles
+    key: str
+    subtitle: str = ""
+    origin: str = ""
+    notes: tuple[str, ...] = ()
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Where to look for what goes with clips.
+
+    Attributes:
+      subtitle: what is said in all of them; None looks it up.
+      subtitles: a table, a folder of subtitles, or the file of subtitles of the one clip; None looks beside each clip.
+      words: whether the model is told what is said.
+      transcribe: writes down what is said where nothing else tells; None leaves it absent.
+      faces: face crops of all of them, or a folder of crops by name; None looks in each clip's corpus.
+      stored: whether stored crops are used where there are any.
+      detect: finds faces in the video of a clip that has no crops, so many of them; None leaves them absent.
+      detector: its name.
+    """
+
+    subtitle: str | None = None
+    subtitles: Path | None = None
+    words: bool = True
+    transcribe: Transcriber | None = None
+    faces: Path | None = None
+    stored: bool = True
+    detect: Callable[[ClipFiles, int], DetectedFaces | None] | None = None
+    detector: str = ""
 
 
 class Clip(NamedTuple):
     """A clip with what goes with it.
 
     Attributes:
-      path: the file, as it was named.
+      item: as it was named.
       files: what its modalities are read from.
       subtitle: what is said; empty if not known.
-      subtitle_from: "given", or the file that was looked up.
-      absent: why there are no faces ("face") or no subtitle ("text"), where there are none.
+      subtitle_from: "given", the file that was looked up, or what wrote it down.
+      absent: why there are no stored faces ("face") or no subtitle ("text"), where there are none.
     """
 
-    path: Path
+    item: Item
     files: ClipFiles
     subtitle: str
     subtitle_from: str
     absent: Mapping[str, str]
+
+
+def file_item(path: Path) -> Item:
+    """A clip that is named by its file."""
+    return Item(str(path), ClipFiles(video=path), path.stem)
+
+
+def identity(items: Iterable[Item]) -> str:
+    """Changes with the clips, their order, and the names and sizes of their files."""
+
+    def size(path: Path | None) -> str:
+        return "" if path is None else f"{path} {path.stat().st_size if path.is_file() else None}"
+
+    lines = (repr((item.name, item.key, item.subtitle, item.fault, *map(size, item.files))) for item in items)
+    return digest("\n".join(lines).encode(errors="backslashreplace"))
 
 
 def list_clips(words: Iterable[str]) -> list[Path]:
@@ -82,74 +153,90 @@ def list_clips(words: Iterable[str]) -> list[Path]:
     return list(found)
 
 
-def find_clip(
-    path: Path,
-    subtitle: str | None,
-    faces: str | Path | None,
-    subtitles: Callable[[Path], Mapping[str, str]],
-) -> Clip:
+def find_clip(item: Item, beside: Beside, tables: Tables) -> Clip:
     """Find what goes with a clip.
 
     Args:
-      path: the clip.
-      subtitle: what is said; None looks in the clip's corpus.
-      faces: its crops, or a folder with NAME/NAME.npy or NAME.npy; None looks in the clip's corpus.
-      subtitles: reads a table of subtitles, see `read_subtitles`.
+      item: the clip.
+      beside: where to look.
+      tables: reads tables of what is said, see `subtitles.read_table`.
 
     Raises:
-      MediaError: there is no such file, or it is a folder.
-      UserError: the corpus's table of subtitles cannot be read.
+      MediaError: there is no such file, or it is a folder, or it cannot be transcribed.
+      UserError: what lies beside it cannot be read.
     """
-    if path.is_dir():
-        raise MediaError(path, f"is a folder without a clip ({', '.join(CLIP_ENDINGS)})")
-    if not path.is_file():
-        raise MediaError(path, "there is no such file")
-    corpus = Path(os.path.abspath(path)).parents[1]
+    video = item.files.video
+    if video is not None and video.is_dir():
+        raise MediaError(video, f"is a folder without a clip ({', '.join(CLIP_ENDINGS)})")
+    if video is not None and not video.is_file():
+        raise MediaError(video, "there is no such file")
     absent: dict[str, str] = {}
-    candidates = _face_files(path.stem, corpus, faces)
-    named = (
-        faces is not None and not Path(faces).is_dir()
-    )  # a file that is named is read, and missed if it is not there
-    crops = next((file for file in candidates if named or file.exists()), None)
-    if crops is None:
-        absent["face"] = f"there is no {' and no '.join(map(str, candidates))}; pass face crops with --faces FILE.npy"
-    if subtitle is not None:
-        said, origin, why = subtitle.strip(), "given", "the subtitle given is empty"
-    else:
-        table = corpus / SUBTITLES
-        known = subtitles(table) if table.is_file() else {}
-        said, origin = known.get(path.stem, "").strip(), str(table)
-        lacking = f"{table} holds nothing for {path.stem}" if table.is_file() else f"there is no {table}"
-        why = f"{lacking}; pass what is said with --subtitle TEXT"
+    crops = item.files.faces
+    if not beside.stored:
+        crops = None
+    elif crops is None:
+        candidates = _face_files(item, beside.faces)
+        # A file that is named is read, and missed if it is not there.
+        named = beside.faces is not None and not beside.faces.is_dir()
+        crops = next((file for file in candidates if named or file.exists()), None)
+        if crops is None:
+            lost = f"there is no {' and no '.join(map(str, candidates))}" if candidates else "it has no video"
+            absent["face"] = f"{lost}; pass face crops with --faces FILE.npy, or let them be detected: --faces detect"
+    files = item.files._replace(faces=crops)
+    said, origin, why = _said(item, beside, tables)
     if not said:
         absent["text"] = why
-    return Clip(path, ClipFiles(video=path, faces=crops), said, origin, absent)
+    return Clip(item, files, said, origin, absent)
 
 
-def _face_files(name: str, corpus: Path, given: str | Path | None) -> tuple[Path, ...]:
+def _said(item: Item, beside: Beside, tables: Tables) -> tuple[str, str, str]:
+    """What is said in a clip, where that comes from, and why it is not known if it is not."""
+    if not beside.words:
+        return "", "", "left out on request"
+    if beside.subtitle is not None:
+        return beside.subtitle.strip(), "given", "the subtitle given is empty"
+    if item.subtitle.strip():
+        return item.subtitle.strip(), item.origin, ""
+    places = [beside.subtitles] if beside.subtitles else _places_of_words(item)
+    reasons = []
+    for place in places:
+        said, origin, why = look_up(item.key, place, tables)
+        if said:
+            return said, origin, ""
+        reasons.append(why)
+    why = "; ".join(reasons) or "there is no subtitle beside it, and no table of subtitles"
+    sound = item.files.source("audio")
+    if beside.transcribe is None:
+        return "", "", f"{why}; pass what is said with --subtitle TEXT or --subtitles FILE"
+    words = None if sound is None else beside.transcribe(sound)
+    return (
+        words or "",
+        beside.transcribe.origin,
+        "there is no sound to transcribe" if words is None else "no word is said",
+    )
+
+
+def _places_of_words(item: Item) -> Sequence[Path]:
+    """Where what is said in a clip may stand, of those places that are there."""
+    if item.files.video is None:
+        return ()
+    folder = Path(os.path.abspath(item.files.video)).parent
+    tables = (folder / TABLE, folder.parent / SUBTITLES)
+    return [
+        place
+        for place in (find_side_car(folder, item.files.video.stem), *tables)
+        if place is not None and place.is_file()
+    ]
+
+
+def _face_files(item: Item, given: Path | None) -> tuple[Path, ...]:
     """Where a clip's crops may lie, the likeliest first."""
-    if given is None:
-        return (corpus / "openface_face" / name / f"{name}.npy",)
-    folder = Path(given)
-    return (folder / name / f"{name}.npy", folder / f"{name}.npy") if folder.is_dir() else (folder,)
-
-
-def read_subtitles(path: Path) -> dict[str, str]:
-    """English subtitles by name, as preparation reads them: names are strings, the last line of a name counts, and a
-    program's mark for no value is none.
-
-    Raises:
-      UserError: not a CSV file with the columns name and english.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            if not {"name", "english"} <= set(reader.fieldnames or ()):
-                raise UserError(f"{path} needs the columns name and english, found {reader.fieldnames}")
-            rows = {row["name"]: row["english"] or "" for row in reader}  # None in a line that is too short
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV in UTF-8: {error}; pass --subtitle to go without it") from error
-    return {name: "" if text in ("nan", "NaN") else text for name, text in rows.items()}
+    name = item.key
+    if given is not None:
+        return (given / name / f"{name}.npy", given / f"{name}.npy") if given.is_dir() else (given,)
+    if item.files.video is None:
+        return ()
+    return (Path(os.path.abspath(item.files.video)).parent.parent / "openface_face" / name / f"{name}.npy",)
 
 
 def places(files: ClipFiles, stream: Stream) -> Source:

@@ -1,4 +1,5 @@
-"""Answers about clips as they lie on disk: read, encoded and asked in batches, where one bad clip stops nothing.
+"""Answers about clips, asked in batches, where one bad clip stops nothing: clips as they lie on disk, and samples of
+feature shards.
 
 The language model gets what it got in training: the same readers and towers as in preparation, and features rounded to
 the type of the shards.
@@ -9,26 +10,31 @@ import difflib
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.data.clips import PREPROCESSING, read_modality
 from affectgpt_jax.data.examples import Rejected
-from affectgpt_jax.data.media import MediaError
 from affectgpt_jax.data.prompts import QUESTIONS, needs
 from affectgpt_jax.data.prompts import question as prompts_question
 from affectgpt_jax.data.shard_schema import FEATURE_DTYPE, Stream, parse_stream, read_manifest, stream_directory
+from affectgpt_jax.data.shards import Corpus
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.answering import Answer, Answerer, Query
-from affectgpt_jax.inference.clip_files import Clip, Source, find_clip, places, read_subtitles
+from affectgpt_jax.inference.clip_files import Beside, Clip, Item, Source, file_item, find_clip, places
 from affectgpt_jax.inference.encoders import Encoders
 from affectgpt_jax.inference.runs import Run, model_streams
+from affectgpt_jax.inference.subtitles import Tables, read_table
+from affectgpt_jax.inference.transcription import EndpointError
+from affectgpt_jax.ops.sampling import GREEDY, Sampling
+from affectgpt_jax.version import __version__
 
 LIMITS = "A statistical guess at how a clip may come across: not a diagnosis, and no basis for decisions about people."
 """Goes with every answer."""
@@ -39,24 +45,34 @@ LONGEST_ANSWER = 1200
 PICTURES = 128
 """Pictures that one call of the vision tower takes at most."""
 
+TOGETHER = 4
+"""Batches that are asked together: prompts of like length share a program, and rows that have ended are filled
+again."""
+
+KINDS: Mapping[str, str] = {"labels": "ovlabel", "candidates": "onehot_w_candidates", "label": "onehot_wo_candidates"}
+"""Other names of kinds of questions (`data.prompts.QUESTIONS`)."""
+
 
 @dataclass(frozen=True)
 class Prediction:
     """An answer with all that it rests on.
 
     Attributes:
-      clip: the file.
+      clip: the file, or its name in a manifest or in shards.
       question: the question as it was put.
       answer: the model's words.
       labels: emotion words read from them by rule; empty where the question asks for no list.
-      subtitle: what the prompt gave as said in the clip.
+      subtitle: what the prompt gave as said in the clip; `sources` says where it comes from.
       absent: what the clip lacks, and why: modality -> reason.
       sources: modality -> file and places that it was read from.
       notes: what else to know about this answer.
       tokens: length of the answer.
       seconds: reading, and the clip's share of its batch; of the first batch that includes compilation.
+      seed: of the draws; greedy answers do not depend on it.
       run: the run's folder.
       step: its checkpoint.
+      model: the checkpoint's `runs.fingerprint`; empty if nobody asked for it.
+      version: of this program.
       limits: what the answer is not.
     """
 
@@ -70,8 +86,11 @@ class Prediction:
     notes: tuple[str, ...]
     tokens: int
     seconds: float
+    seed: int
     run: str
     step: int
+    model: str = ""
+    version: str = __version__
     limits: str = LIMITS
 
     def record(self) -> dict[str, Any]:
@@ -84,7 +103,7 @@ class Failed:
     """A clip without an answer.
 
     Attributes:
-      clip: the file.
+      clip: the file, or its name.
       error: what is wrong with it.
     """
 
@@ -94,6 +113,37 @@ class Failed:
     def record(self) -> dict[str, Any]:
         """As JSON holds it."""
         return dataclasses.asdict(self)
+
+
+class How(NamedTuple):
+    """How a run is asked.
+
+    Attributes:
+      question: the text.
+      batch: rows at work at a time.
+      max_new: tokens of an answer at most.
+      sampling: how tokens are drawn.
+      seed: of the draws; those of a clip depend on it and on the clip's place among all.
+      model: the checkpoint's `runs.fingerprint`, for the records.
+    """
+
+    question: str
+    batch: int
+    max_new: int
+    sampling: Sampling = GREEDY
+    seed: int = 0
+    model: str = ""
+
+    @property
+    def window(self) -> int:
+        """Clips that are asked together."""
+        return TOGETHER * self.batch
+
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+Ask = Callable[[Sequence[Query]], Sequence[Answer | Rejected]]
 
 
 class _Inputs(NamedTuple):
@@ -106,91 +156,136 @@ class _Inputs(NamedTuple):
     seconds: float
 
 
+class _Asked(NamedTuple):
+    """A clip that is ready to be asked about."""
+
+    clip: str
+    query: Query
+    absent: Mapping[str, str]
+    sources: Mapping[str, Source]
+    notes: tuple[str, ...]
+    seconds: float
+
+
+def how(config: RunConfig, clips: int, question: str = "labels", **settings: Any) -> How:
+    """How some clips are asked about.
+
+    Args:
+      config: the run's.
+      clips: how many there are: a batch is no larger.
+      question: a kind or a text, see `question_text`.
+      **settings: of `How`; `batch` is the run's `evaluate.batch` by default, `max_new` the longest answer of its
+        training.
+
+    Raises:
+      UserError: no such kind of question.
+    """
+    given = {key: value for key, value in settings.items() if value is not None}
+    batch = min(given.pop("batch", config.evaluate.batch), max(clips, 1))
+    return How(question_text(question), **({"batch": batch, "max_new": longest_answer(config)} | given))
+
+
 def predict(
     run: Run,
-    clips: Sequence[str | Path],
+    clips: Sequence[str | Path | Item],
     question: str = "labels",
     *,
-    subtitle: str | None = None,
-    faces: str | Path | None = None,
-    batch: int | None = None,
-    max_new: int | None = None,
+    beside: Beside = Beside(),  # noqa: B008  it is frozen
+    first: int = 0,
     encoders: Encoders | None = None,
-    answerer: Callable[[Sequence[Query]], Sequence[Answer | Rejected]] | None = None,
+    answerer: Ask | None = None,
+    **settings: Any,
 ) -> Iterator[Prediction | Failed]:
     """Ask one question about each of some clips.
 
     Args:
       run: an opened run.
-      clips: media files; the sound is that of the file.
+      clips: media files, whose sound is that of the file, or clips as a manifest names them; each once.
       question: a kind or a text, see `question_text`.
-      subtitle: what is said in all of the clips; None looks it up in the corpus that a clip lies in.
-      faces: face crops of all of the clips, or a folder of crops by name; None looks in the clip's corpus.
-      batch: clips in a batch; the run's `evaluate.batch` by default, and never more than there are.
-      max_new: tokens of an answer at most; by default the longest answer of the run's training.
+      beside: where to look for what goes with them.
+      first: the clip to begin with; a multiple of `How.window`, for a clip's answer to have the same company.
       encoders: the towers; the run's by default.
       answerer: what answers; the run by default.
+      **settings: see `how`.
 
     Yields:
-      A prediction or a failure for each clip, in their order, batch by batch.
+      A prediction or a failure for each clip, in their order.
 
     Raises:
       UserError: no such kind of question; the run's towers are not there, or are not those that its shards were
         prepared with.
     """
-    paths = list(dict.fromkeys(map(Path, clips)))
-    question = question_text(question)
-    if not paths:
+    named = (clip if isinstance(clip, Item) else file_item(Path(clip)) for clip in clips)
+    items = list({item.name: item for item in named}.values())
+    asked = how(run.config, len(items), question, **settings)
+    if len(items) <= first:
         return
-    config = run.config
-    streams = {name: parse_stream(stream) for name, stream in model_streams(config).items()}
-    batch = min(batch or config.evaluate.batch, len(paths))
-    max_new = max_new or longest_answer(config)
+    streams = {name: parse_stream(stream) for name, stream in model_streams(run.config).items()}
     if encoders is None:
-        encoders = open_encoders(config, streams, batch)
-    if answerer is None:
-        answerer = Answerer(run, batch=batch, max_new=max_new)
-    subtitles = functools.cache(read_subtitles)
+        encoders = open_encoders(run.config, streams, asked.batch, detects=beside.detect is not None)
+    text = needs(run.config.model.mode).text
+    tables = functools.cache(read_table)
+    read = functools.partial(_read_clip, beside=beside, streams=streams, text=text, tables=tables)
+    batches = _ahead(read, items[first:], asked.batch, run.config.prepare.decode_threads)
+    numbers = iter(range(first, len(items)))
+    encoded = (_encoded(asked.question, inputs, numbers, streams, encoders) for inputs in batches)
+    windows = ([clip for batch in some for clip in batch] for some in _groups(encoded, TOGETHER))
+    yield from _answered(run, asked, windows, answerer)
 
-    def read(path: Path) -> _Inputs | Failed:
-        try:
-            started = time.perf_counter()
-            clip = find_clip(path, subtitle, faces, subtitles)
-            return _decode(clip, streams, needs(config.model.mode).text, started)
-        except (UserError, OSError, ValueError) as error:  # what a decoding library lets through, too
-            return Failed(str(path), str(error).removeprefix(f"{path}: "))
 
-    for read_clips in _ahead(read, paths, batch, config.prepare.decode_threads):
-        started = time.perf_counter()
-        good = [inputs for inputs in read_clips if isinstance(inputs, _Inputs)]
-        features = _encode(good, streams, encoders)
-        queries = [
-            Query(inputs.clip.path.stem, inputs.clip.subtitle, question, found)
-            for inputs, found in zip(good, features, strict=True)
-        ]
-        answers = iter(zip(good, answerer(queries) if queries else (), strict=True))
-        share = (time.perf_counter() - started) / max(len(good), 1)
-        for inputs in read_clips:
-            yield inputs if isinstance(inputs, Failed) else _outcome(run, question, max_new, share, *next(answers))
+def predict_shards(
+    run: Run,
+    corpus: Corpus,
+    question: str = "labels",
+    *,
+    words: bool = True,
+    first: int = 0,
+    answerer: Ask | None = None,
+    **settings: Any,
+) -> Iterator[Prediction | Failed]:
+    """Ask one question about each sample of a split of feature shards, for which no tower is needed.
+
+    Args:
+      run: an opened run.
+      corpus: the split, with the streams of the model; see `runs.open_shards`.
+      question: a kind or a text, see `question_text`.
+      words: whether the model is told what is said.
+      first: the sample to begin with; a multiple of `How.window`.
+      answerer: what answers; the run by default.
+      **settings: see `how`.
+
+    Yields:
+      A prediction or a failure for each sample, in their order. One that cannot be read is called SPLIT[NUMBER].
+    """
+    asked = how(run.config, len(corpus), question, **settings)
+    streams = model_streams(run.config)
+    text = needs(run.config.model.mode).text
+    read = functools.partial(_read_sample, corpus, streams, asked.question, text, words)
+    windows = (
+        list(map(read, range(start, min(start + asked.window, len(corpus)))))
+        for start in range(first, len(corpus), asked.window)
+    )
+    yield from _answered(run, asked, windows, answerer)
 
 
 def question_text(words: str, **fields: object) -> str:
     """The question that a person means.
 
     Args:
-      words: "labels", a kind of `data.prompts.QUESTIONS`, or the text of a question, which has a space or ends in "?".
+      words: one of `KINDS`, a kind of `data.prompts.QUESTIONS`, or the text of a question, which has a space or ends
+        in "?".
       **fields: what the kind leaves open, such as `candidates` or `low` and `high`.
 
     Raises:
       UserError: no such kind, or fields that do not belong to it.
     """
-    kind = "ovlabel" if words == "labels" else words
+    kind = KINDS.get(words, words)
     if kind in QUESTIONS:
         return prompts_question(kind, **fields)
     if fields:
         raise UserError(f"{', '.join(fields)} can only fill in a kind of question, and {words!r} is none")
     if " " not in words.strip() and not words.endswith("?"):
-        kinds = ("labels", *QUESTIONS)
+        kinds = (*KINDS, *QUESTIONS)
         near = difflib.get_close_matches(words, kinds, n=1, cutoff=0.0)[0]
         raise UserError(f"no kind of question is called {words!r}; did you mean {near}? Known: {', '.join(kinds)}")
     return words.strip()
@@ -201,13 +296,14 @@ def longest_answer(config: RunConfig) -> int:
     return min(config.data.row_targets, config.data.max_length, LONGEST_ANSWER)
 
 
-def open_encoders(config: RunConfig, streams: Mapping[str, Stream], batch: int) -> Encoders:
+def open_encoders(config: RunConfig, streams: Mapping[str, Stream], batch: int, *, detects: bool = False) -> Encoders:
     """Open the towers that a run's streams need.
 
     Args:
       config: the run's config.
       streams: its streams by modality.
       batch: clips in a batch.
+      detects: faces may be detected, instead of stored as they were in training, or the other way about.
 
     Raises:
       UserError: the config names no folder for one of them, or the run's shards, where they are at hand, were made by
@@ -227,7 +323,10 @@ def open_encoders(config: RunConfig, streams: Mapping[str, Stream], batch: int) 
             continue
         trained = read_manifest(Path(config.data.shards), stream.name).provenance
         found = encoders.audio_provenance if name == "audio" else encoders.vision_provenance
-        for key, value in {"weights": found["weights"], "preprocessing": PREPROCESSING[name]}.items():
+        expected = {"weights": found["weights"], "preprocessing": PREPROCESSING[name]}
+        if name == "face" and (detects or "faces" in trained):
+            del expected["preprocessing"]
+        for key, value in expected.items():
             if trained.get(key, value) != value:
                 raise UserError(
                     f"the run learned from {stream.name} of {config.data.shards} with {key} {trained[key]!r}, but a "
@@ -237,30 +336,72 @@ def open_encoders(config: RunConfig, streams: Mapping[str, Stream], batch: int) 
     return encoders
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def _groups(items: Iterable[_In], size: int) -> Iterator[list[_In]]:
+    """Items, so many at a time."""
+    rest = iter(items)
+    while some := list(islice(rest, size)):
+        yield some
+
+
 def _ahead(
-    read: Callable[[Path], _Inputs | Failed], clips: Sequence[Path], batch: int, threads: int
+    read: Callable[[Item], _Inputs | Failed], clips: Sequence[Item], batch: int, threads: int
 ) -> Iterator[list[_Inputs | Failed]]:
     """Batches of decoded clips; threads decode the next one meanwhile."""
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[list[Future[_Inputs | Failed]]] = deque()
-        for start in range(0, len(clips), batch):
-            pending.append([pool.submit(read, clip) for clip in clips[start : start + batch]])
+        for some in _groups(clips, batch):
+            pending.append([pool.submit(read, clip) for clip in some])
             if len(pending) > 1:
                 yield [future.result() for future in pending.popleft()]
         for futures in pending:
             yield [future.result() for future in futures]
 
 
-def _decode(clip: Clip, streams: Mapping[str, Stream], text: bool, started: float) -> _Inputs:
+def _read_clip(
+    item: Item, *, beside: Beside, streams: Mapping[str, Stream], text: bool, tables: Tables
+) -> _Inputs | Failed:
+    """A clip, decoded, or what is wrong with it, be it what a decoding library lets through."""
+    try:
+        if item.fault:
+            return Failed(item.name, item.fault)
+        started = time.perf_counter()
+        clip = find_clip(item, beside if text else dataclasses.replace(beside, words=False), tables)
+        return _decode(clip, streams, beside, text, started)
+    except EndpointError:
+        raise
+    except Exception as error:
+        return _failed(item.name, error)
+
+
+def _failed(clip: str, error: Exception) -> Failed:
+    words = str(error).removeprefix(f"{clip}: ")
+    return Failed(
+        clip, words if isinstance(error, UserError | OSError) and words else f"{type(error).__name__}: {words}"
+    )
+
+
+def _decode(clip: Clip, streams: Mapping[str, Stream], beside: Beside, text: bool, started: float) -> _Inputs:
     """Read what the streams need of a clip, and say what it lacks.
 
     Raises:
-      MediaError: a file is broken, or there is nothing to go by.
+      UserError: a file is broken, or there is nothing to go by.
     """
     media: dict[str, np.ndarray] = {}
     absent: dict[str, str] = {}
     sources: dict[str, Source] = {}
     for name, stream in streams.items():
+        if name == "face" and clip.files.faces is None and beside.detect is not None:
+            faces = beside.detect(clip.files, stream.count)
+            if faces is None:
+                absent[name] = f"{beside.detector} found no face in the video"
+                continue
+            media[name] = faces.crops
+            sources[name] = Source(str(clip.files.video), "frame", faces.frames, faces.boxes, beside.detector)
+            continue
         found = read_modality(clip.files, stream)
         if found is None:
             lacking = "sound track" if name == "audio" else "picture"
@@ -272,8 +413,35 @@ def _decode(clip: Clip, streams: Mapping[str, Stream], text: bool, started: floa
     elif text:
         absent["text"] = clip.absent["text"]
     if not media and not (text and clip.subtitle):
-        raise MediaError(clip.path, "there is nothing to go by: " + "; ".join(absent.values()))
+        reasons = [*absent.values(), *clip.item.notes]
+        raise UserError("there is nothing to go by: " + "; ".join(reasons))
     return _Inputs(clip, media, absent, sources, time.perf_counter() - started)
+
+
+def _encoded(
+    question: str,
+    batch: Sequence[_Inputs | Failed],
+    numbers: Iterator[int],
+    streams: Mapping[str, Stream],
+    encoders: Encoders,
+) -> list[_Asked | Failed]:
+    """A batch of clips, encoded; where it cannot be, those of its clips that can."""
+    started = time.perf_counter()
+    good = [inputs for inputs in batch if isinstance(inputs, _Inputs)]
+    features = iter(_apart(lambda some: _encode(some, streams, encoders), good))
+    share = (time.perf_counter() - started) / max(len(good), 1)
+    made: list[_Asked | Failed] = []
+    for inputs, number in zip(batch, numbers, strict=False):
+        if isinstance(inputs, Failed):
+            made.append(inputs)
+            continue
+        item, found = inputs.clip.item, next(features)
+        if isinstance(found, Exception):
+            made.append(_failed(item.name, found))
+            continue
+        query = Query(item.key, inputs.clip.subtitle, question, found, number)
+        made.append(_Asked(item.name, query, inputs.absent, inputs.sources, item.notes, inputs.seconds + share))
+    return made
 
 
 def _encode(
@@ -295,24 +463,108 @@ def _encode(
     return features
 
 
+def _read_sample(
+    corpus: Corpus, streams: Mapping[str, str], question: str, text: bool, words: bool, index: int
+) -> _Asked | Failed:
+    """A sample of shards, or what is wrong with its records."""
+    started = time.perf_counter()
+    name = f"{corpus.split}[{index}]"
+    try:
+        record = corpus.text(index)
+        name = record.name
+        features, absent = {}, {}
+        sources = {modality: Source(f"{corpus.root}, {stream}") for modality, stream in streams.items()}
+        for modality, stream in streams.items():
+            values, present = corpus.features(stream, [index])
+            if present[0]:
+                features[modality] = values[0].astype(np.float32)
+            else:
+                absent[modality] = f"the shards hold none of this sample ({stream})"
+                del sources[modality]
+    except Exception as error:
+        return _failed(name, error)
+    said = record.subtitle if text and words else ""
+    if said:
+        sources["text"] = Source(f"{corpus.root}, text")
+    elif text:
+        absent["text"] = "the shards hold none of this sample" if words else "left out on request"
+    return _Asked(
+        name, Query(name, said, question, features, index), absent, sources, (), time.perf_counter() - started
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Asking
+
+
+def _apart(work: Callable[[Sequence[_In]], Iterable[_Out]], items: Sequence[_In]) -> list[_Out | Exception]:
+    """Work on all of some items; where that fails, on halves of them, so that only what is at fault goes without.
+
+    Raises:
+      UserError: the work raises it: it is about more than an item.
+      Exception: the work fails with each of several items: it is not they that are at fault.
+    """
+    found = _halves(work, items)
+    if len(found) > 1 and all(isinstance(each, Exception) for each in found):
+        raise next(each for each in found if isinstance(each, Exception))
+    return found
+
+
+def _halves(work: Callable[[Sequence[_In]], Iterable[_Out]], items: Sequence[_In]) -> list[_Out | Exception]:
+    if not items:
+        return []
+    try:
+        return list(work(items))
+    except UserError:
+        raise
+    except Exception as error:
+        if len(items) == 1:
+            return [error]
+    middle = len(items) // 2
+    return [*_halves(work, items[:middle]), *_halves(work, items[middle:])]
+
+
+def _answered(
+    run: Run, asked: How, windows: Iterable[Sequence[_Asked | Failed]], answerer: Ask | None
+) -> Iterator[Prediction | Failed]:
+    """Answers window by window, in order."""
+    if answerer is None:
+        answerer = Answerer(run, batch=asked.batch, max_new=asked.max_new, sampling=asked.sampling, seed=asked.seed)
+    for window in windows:
+        started = time.perf_counter()
+        checked = [_finite(clip) if isinstance(clip, _Asked) else clip for clip in window]
+        answers = iter(_apart(answerer, [clip.query for clip in checked if isinstance(clip, _Asked)]))
+        share = (time.perf_counter() - started) / max(sum(isinstance(clip, _Asked) for clip in checked), 1)
+        for clip in checked:
+            yield clip if isinstance(clip, Failed) else _outcome(run, asked, share, clip, next(answers))
+
+
+def _finite(clip: _Asked) -> _Asked | Failed:
+    bad = [name for name, values in clip.query.features.items() if not np.isfinite(values).all()]
+    return Failed(clip.clip, f"its features of {' and '.join(bad)} are not finite numbers") if bad else clip
+
+
 def _outcome(
-    run: Run, question: str, max_new: int, share: float, inputs: _Inputs, answer: Answer | Rejected
+    run: Run, asked: How, share: float, clip: _Asked, answer: Answer | Rejected | Exception
 ) -> Prediction | Failed:
-    clip = inputs.clip
     if isinstance(answer, Rejected):
-        return Failed(str(clip.path), answer.reason)
-    cut = f"cut off after {max_new} tokens" if answer.tokens >= max_new else ""
+        return Failed(clip.clip, answer.reason)
+    if isinstance(answer, Exception):
+        return _failed(clip.clip, answer)
+    cut = f"cut off after {asked.max_new} tokens" if answer.tokens >= asked.max_new else ""
     return Prediction(
-        clip=str(clip.path),
-        question=question,
+        clip=clip.clip,
+        question=asked.question,
         answer=answer.text,
         labels=tuple(answer.labels),
-        subtitle=clip.subtitle,
-        absent=inputs.absent,
-        sources=inputs.sources,
-        notes=tuple(note for note in (answer.note, cut) if note),
+        subtitle=clip.query.subtitle,
+        absent=clip.absent,
+        sources=clip.sources,
+        notes=tuple(note for note in (*clip.notes, answer.note, cut) if note),
         tokens=answer.tokens,
-        seconds=round(inputs.seconds + share, 3),
+        seconds=round(clip.seconds + share, 3),
+        seed=asked.seed,
         run=str(run.folder),
         step=run.step,
+        model=asked.model,
     )
