@@ -94,8 +94,10 @@ class Prediction:
     limits: str = LIMITS
 
     def record(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return dataclasses.asdict(self)
+        """As JSON holds it; sources without what is empty."""
+        sources = {name: dataclasses.asdict(source) for name, source in self.sources.items()}
+        said = {name: {key: value for key, value in source.items() if value} for name, source in sources.items()}
+        return dataclasses.asdict(self) | {"sources": said}
 
 
 @dataclass(frozen=True)

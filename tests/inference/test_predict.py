@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 
 from affectgpt_jax.config import RunConfig
-from affectgpt_jax.data.clips import ClipFiles
+from affectgpt_jax.data.clips import ClipFiles, DetectedFaces
 from affectgpt_jax.data.examples import Rejected
 from affectgpt_jax.data.prompts import QUESTIONS
 from affectgpt_jax.data.shard_schema import parse_stream
 from affectgpt_jax.data.shards import open_corpus
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.answering import Answer, Query
-from affectgpt_jax.inference.clip_files import find_clip, list_clips, places, read_subtitles
+from affectgpt_jax.inference.clip_files import Beside, Clip, Item, file_item, find_clip, identity, list_clips, places
 from affectgpt_jax.inference.encoders import Encoders
 from affectgpt_jax.inference.predict import Failed, Prediction, open_encoders, predict, question_text
 from affectgpt_jax.inference.runs import Run
+from affectgpt_jax.inference.subtitles import read_table
 from tests.inference.clip_run import make_clip_shards, write_towers
-from tests.media_files import tone, truncate, write_faces, write_video
+from tests.media_files import tone, truncate, write_faces, write_video, write_wav
 from tests.tiny_run import tiny_config
 
 STREAMS = {"face": parse_stream("face@8"), "audio": parse_stream("audio@8")}
@@ -155,7 +156,7 @@ def test_what_is_absent_is_said(run: Run, clip: Callable[..., Path], tmp_path: P
     write_table(tmp_path, "name,chinese,english\nfull,,Hello there.\n")
     write_faces(tmp_path / "corpus" / "openface_face" / "full" / "full.npy", np.full((9, 8, 8, 3), 7, np.uint8))
     oracle = Oracle()
-    (silent,) = ask(run, [clip("silent", sound=False)], answerer=oracle, subtitle="Hi")
+    (silent,) = ask(run, [clip("silent", sound=False)], answerer=oracle, beside=Beside(subtitle="Hi"))
     assert isinstance(silent, Prediction)
     assert silent.absent["audio"] == "the file has no sound track"
     assert "--faces" in silent.absent["face"]
@@ -200,6 +201,11 @@ def test_questions() -> None:
     assert question_text("Why?") == "Why?"
     assert "happy, sad" in question_text("onehot_w_candidates", candidates="happy, sad")
     assert question_text(question_text("labels")) == QUESTIONS["ovlabel"]
+    assert question_text("candidates", candidates="happy, sad") == question_text(
+        "onehot_w_candidates", candidates="happy, sad"
+    )
+    assert question_text("sentiment") == QUESTIONS["sentiment"]
+    assert "ranging from -1 to 1." in question_text("valence", low="-1", high="1")
     for words, fields, message in (
         ("lables", {}, "did you mean labels"),
         ("valence", {"low": "-1"}, r"takes the fields \['high', 'low'\]"),
@@ -223,24 +229,52 @@ def test_list_clips(tmp_path: Path) -> None:
     assert list_clips([lost]) == [Path(lost)]
 
 
+def find(path: Path, **beside: object) -> Clip:
+    return find_clip(file_item(path), Beside(**beside), read_table)  # type: ignore[arg-type]
+
+
 def test_subtitles(clip: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names stay strings, the last line of a name counts, NaN is none; what is given comes first, even if empty."""
     write_table(tmp_path, '\ufeffname,english\n0012,first\n0012,"last, truly"\n12,other\nblank,nan\n')
     table = tmp_path / "corpus" / "subtitle_chieng.csv"
-    found = find_clip(clip("0012"), None, None, read_subtitles)
+    found = find(clip("0012"))
     assert (found.subtitle, found.subtitle_from) == ("last, truly", str(table))
-    assert find_clip(clip("0012"), "given", None, read_subtitles).subtitle == "given"
-    empty = find_clip(clip("0012"), "", None, read_subtitles)
+    assert find(clip("0012"), subtitle="given").subtitle == "given"
+    empty = find(clip("0012"), subtitle="")
     assert (empty.subtitle, empty.absent["text"]) == ("", "the subtitle given is empty")
-    assert "holds nothing for blank" in find_clip(clip("blank"), None, None, read_subtitles).absent["text"]
-    assert "holds nothing for lost" in find_clip(clip("lost"), None, None, read_subtitles).absent["text"]
+    assert "holds nothing for blank" in find(clip("blank")).absent["text"]
+    assert "holds nothing for lost" in find(clip("lost")).absent["text"]
+    silent = find(clip("0012"), words=False)
+    assert (silent.subtitle, silent.absent["text"]) == ("", "left out on request")
     monkeypatch.chdir(tmp_path / "corpus" / "video")  # a bare file name has a corpus, too
-    assert find_clip(Path("0012.mp4"), None, None, read_subtitles).subtitle == "last, truly"
-    table.write_text("name,text\n0012,hello\n")
-    with pytest.raises(UserError, match="needs the columns name and english"):
-        find_clip(Path("0012.mp4"), None, None, read_subtitles)
+    assert find(Path("0012.mp4")).subtitle == "last, truly"
+    table.write_text("name,words\n0012,hello\n")
+    with pytest.raises(UserError, match="needs the column name and one of english"):
+        find(Path("0012.mp4"))
     table.unlink()
-    assert "there is no" in find_clip(Path("0012.mp4"), None, None, read_subtitles).absent["text"]
+    assert "there is no subtitle" in find(Path("0012.mp4")).absent["text"]
+
+
+def test_side_cars(clip: Callable[..., Path], tmp_path: Path) -> None:
+    """What lies beside a clip comes before its corpus's table; a place that is named is the only one looked at."""
+    write_table(tmp_path, "name,english\na,of the corpus\n")
+    path = clip("a")
+    cue = "00:00:00.000 --> 00:00:01.000\n"
+    (path.parent / "subtitles.csv").write_text("name,text\na,of the folder\n")
+    assert find(path).subtitle == "of the folder"
+    (path.parent / "a.en.vtt").write_text(f"WEBVTT\n\n{cue}English\n")
+    (path.parent / "a.zh.srt").write_text(f"1\n{cue}Chinese\n")
+    assert find(path).subtitle_from == str(path.parent / "a.en.vtt")
+    (path.parent / "a.srt").write_text(f"1\n{cue}Plain\n")
+    assert find(path).subtitle == "Plain"
+    other = tmp_path / "other"
+    other.mkdir()
+    assert f"{other} has no a.srt or a.vtt" in find(path, subtitles=other).absent["text"]
+    (other / "a.vtt").write_text(f"WEBVTT\n\n{cue}Elsewhere\n")
+    assert find(path, subtitles=other).subtitle == find(path, subtitles=other / "a.vtt").subtitle == "Elsewhere"
+    (other / "a.vtt").write_text("no cue")
+    with pytest.raises(UserError, match=r"a\.vtt has no cue"):
+        find(path, subtitles=other)
 
 
 def test_faces(clip: Callable[..., Path], tmp_path: Path) -> None:
@@ -250,12 +284,111 @@ def test_faces(clip: Callable[..., Path], tmp_path: Path) -> None:
     flat = write_faces(tmp_path / "flat" / "a.npy", crops)
     nested = write_faces(tmp_path / "nested" / "a" / "a.npy", crops)
     for given, expected in ((flat, flat), (flat.parent, flat), (tmp_path / "nested", nested), (None, None)):
-        assert find_clip(path, "", given, read_subtitles).files.faces == expected
+        assert find(path, faces=given).files.faces == expected
     own = write_faces(tmp_path / "corpus" / "openface_face" / "a" / "a.npy", crops)
-    assert find_clip(path, "", None, read_subtitles).files.faces == own
-    assert find_clip(path, "", tmp_path / "lost.npy", read_subtitles).files.faces == tmp_path / "lost.npy"
-    why = find_clip(path, "", tmp_path / "corpus", read_subtitles).absent["face"]
+    assert find(path).files.faces == own
+    assert find(path, stored=False).files.faces is None
+    assert find(path, faces=tmp_path / "lost.npy").files.faces == tmp_path / "lost.npy"
+    why = find(path, faces=tmp_path / "corpus").absent["face"]
     assert f"no {tmp_path / 'corpus' / 'a.npy'}" in why
+
+
+def test_detected_faces(run: Run, clip: Callable[..., Path], tmp_path: Path) -> None:
+    """Frames and boxes of a detector are in the record; where it finds none that is said; stored crops come first."""
+
+    def detect(files: ClipFiles, count: int) -> DetectedFaces | None:
+        assert files.video is not None
+        if files.video.stem == "nobody":
+            return None
+        crops = np.full((count, 224, 224, 3), 9, np.uint8)
+        return DetectedFaces(crops, tuple(range(3, 3 + count)), ((1.0, 2.0, 30.0, 40.0),) * count)
+
+    oracle = Oracle()
+    clips = [clip("a"), clip("nobody"), clip("stored")]
+    write_faces(tmp_path / "corpus" / "openface_face" / "stored" / "stored.npy", np.full((9, 8, 8, 3), 7, np.uint8))
+    beside = Beside(detect=detect, detector="test")
+    found, nobody, stored = ask(run, clips, answerer=oracle, beside=beside)
+    assert isinstance(found, Prediction)
+    face = found.record()["sources"]["face"]
+    assert (face["unit"], face["places"], face["detector"]) == ("frame", (3, 4, 5, 6, 7, 8, 9, 10), "test")
+    assert face["boxes"] == ((1.0, 2.0, 30.0, 40.0),) * 8
+    assert isinstance(nobody, Prediction)
+    assert nobody.absent["face"] == "test found no face in the video"
+    assert isinstance(stored, Prediction)
+    assert stored.sources["face"].unit == "crop"
+    assert [float(query.features["face"][0, 0]) for query in oracle.queries if "face" in query.features] == [9.0, 7.0]
+    again = ask(run, clips[2:], beside=Beside(detect=detect, detector="test", stored=False))
+    assert isinstance(again[0], Prediction)
+    assert again[0].sources["face"].unit == "frame"
+
+
+def test_clips_of_a_manifest(run: Run, clip: Callable[..., Path], tmp_path: Path) -> None:
+    """Names, own sound files, words and faults come from it; words alone are enough to go by."""
+    sound = write_wav(tmp_path / "a.wav", tone(2.0))
+    items = [
+        Item("one", ClipFiles(clip("a"), sound), "one", "Hello.", "list.csv", ("list.csv: odd",)),
+        Item("words", ClipFiles(), "words", "Only words.", "list.csv"),
+        Item("list.csv, line 4", ClipFiles(), "", fault="line 4: no name"),
+        Item("nothing", ClipFiles(), "nothing"),
+    ]
+    one, words, fault, nothing = ask(run, items)
+    assert isinstance(one, Prediction)
+    assert (one.clip, one.subtitle, one.sources["text"].origin, one.notes) == (
+        "one",
+        "Hello.",
+        "list.csv",
+        ("list.csv: odd",),
+    )
+    assert one.sources["audio"].origin == str(sound)
+    assert isinstance(words, Prediction)
+    assert set(words.absent) == {"face", "audio"}
+    assert fault == Failed("list.csv, line 4", "line 4: no name")
+    assert isinstance(nothing, Failed)
+    assert identity(items) == identity(list(items))
+    write_wav(sound, tone(1.0))
+    assert identity(items) != identity(items[::-1])
+
+
+class Stumbling(Oracle):
+    """Cannot answer a batch with some names in it, as a device that runs out of memory."""
+
+    def __call__(self, queries: Sequence[Query]) -> list[Answer | Rejected]:
+        if any("bad" in query.name for query in queries):
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return super().__call__(queries)
+
+
+def test_a_failing_batch_costs_only_the_clips_at_fault(run: Run, clip: Callable[..., Path]) -> None:
+    clips = [clip(name) for name in ("a", "b", "bad0", "c", "d", "bad1", "e", "f", "g")]
+    oracle = Stumbling()
+    outcomes = ask(run, clips, answerer=oracle)
+    assert [outcome.clip for outcome in outcomes if isinstance(outcome, Failed)] == [str(clips[2]), str(clips[5])]
+    assert [o.error for o in outcomes if isinstance(o, Failed)] == [
+        "RuntimeError: RESOURCE_EXHAUSTED: out of memory"
+    ] * 2
+    assert [query.number for query in oracle.queries] == [0, 1, 3, 4, 6, 7, 8]
+    with pytest.raises(RuntimeError, match="out of memory"):  # not the clips', if none can be answered
+        ask(run, [clips[2], clips[5]], answerer=oracle)
+
+    class NoNumber(FlatEncoders):
+        def audio(self, clips: np.ndarray) -> np.ndarray:
+            found = super().audio(clips)
+            found[0] = np.nan
+            return found
+
+    first, second = ask(run, clips[:2], encoders=NoNumber())
+    assert first == Failed(str(clips[0]), "its features of audio are not finite numbers")
+    assert isinstance(second, Prediction)
+
+
+def test_going_on_keeps_numbers_and_company(run: Run, clip: Callable[..., Path]) -> None:
+    clips = [clip(f"c{i}") for i in range(11)]
+    whole, rest = Oracle(), Oracle()
+    expected = ask(run, clips, answerer=whole)
+    found = ask(run, clips, answerer=rest, first=8)
+    assert [outcome.clip for outcome in found] == [outcome.clip for outcome in expected[8:]]
+    assert [query.number for query in rest.queries] == [query.number for query in whole.queries[8:]] == [8, 9, 10]
+    assert ask(run, clips, first=11) == []
 
 
 def test_places(tmp_path: Path) -> None:
