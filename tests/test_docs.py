@@ -22,6 +22,7 @@ PAGES = (
     "docs/benchmark.md",
     "docs/data.md",
     "docs/training.md",
+    "docs/predict.md",
     "docs/doctor.md",
     "docs/fetch.md",
     "docs/running.md",
