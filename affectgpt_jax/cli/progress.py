@@ -78,7 +78,7 @@ def clip_bar(total: int, done: int, failed: int) -> Iterator[Callable[[bool], No
             now = time.monotonic()
             rate = (done - before) / max(now - started, 1e-9)
             left = round((total - done) / rate)
-            line = f"{done} of {total} clips, {failed} failed, {rate:.1f} a second, {timedelta(seconds=left)} left"
+            line = f"{done} of {total} clips, {failed} failed, {rate:.3g} a second, {timedelta(seconds=left)} left"
             progress.update(task, completed=done, description=line)
             if not console.is_terminal and now - said >= EVERY:
                 said = now

@@ -399,7 +399,8 @@ def _decode(clip: Clip, streams: Mapping[str, Stream], beside: Beside, text: boo
         if name == "face" and clip.files.faces is None and beside.detect is not None:
             faces = beside.detect(clip.files, stream.count)
             if faces is None:
-                absent[name] = f"{beside.detector} found no face in the video"
+                video = clip.files.video
+                absent[name] = f"{beside.detector} found no face in {video}" if video else "there is no video"
                 continue
             media[name] = faces.crops
             sources[name] = Source(str(clip.files.video), "frame", faces.frames, faces.boxes, beside.detector)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from affectgpt_jax.cli import main
+from affectgpt_jax.cli import main, progress
 from affectgpt_jax.data.shards import open_corpus
 from affectgpt_jax.inference.answering import Answerer
 from affectgpt_jax.inference.evaluate import PLAIN, make_queries
@@ -128,6 +128,17 @@ def test_words_that_are_written_down(folder: Path, tmp_path: Path, capsys: pytes
     assert "answers 400 no" in bad["error"]
     endpoint.server.shutdown()
     endpoint.server.server_close()
+
+
+def test_progress_goes_to_a_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody watches a bar: what is done, how fast, how long it will take, in lines that are not too many."""
+    times = iter([100.0, 104.0, 110.0, 170.0, 171.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    with progress.clip_bar(10, 2, 1) as told:
+        for wrong in (False, True, False, False):
+            told(wrong)
+    line = "5 of 10 clips, 2 failed, 0.0429 a second, 0:01:57 left\n"
+    assert capsys.readouterr() == ("", line)
 
 
 @pytest.mark.parametrize(

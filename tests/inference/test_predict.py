@@ -313,7 +313,7 @@ def test_detected_faces(run: Run, clip: Callable[..., Path], tmp_path: Path) -> 
     assert (face["unit"], face["places"], face["detector"]) == ("frame", (3, 4, 5, 6, 7, 8, 9, 10), "test")
     assert face["boxes"] == ((1.0, 2.0, 30.0, 40.0),) * 8
     assert isinstance(nobody, Prediction)
-    assert nobody.absent["face"] == "test found no face in the video"
+    assert nobody.absent["face"] == f"test found no face in {clips[1]}"
     assert isinstance(stored, Prediction)
     assert stored.sources["face"].unit == "crop"
     assert [float(query.features["face"][0, 0]) for query in oracle.queries if "face" in query.features] == [9.0, 7.0]
