@@ -14,6 +14,7 @@ SMALLER = {
     "synth": ["--train", "10", "--validation", "4", "--test", "6"],
     "towers": ["--clips", "12", "--held-out", "8", "--steps", "2", "--workers", "1"],
     "train": ["train.steps=2", "train.rows=2", "train.checkpoint_every=2"],
+    "predict": ["--max-new", "8"],
 }
 """Options that come last and so win."""
 PAGES = (

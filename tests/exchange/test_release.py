@@ -136,7 +136,7 @@ def test_weights_of_an_export(folder: Path, predictions: Path, tmp_path: Path) -
         overrides=["evaluate.batch=2", "data.row_targets=8"],
         progress=lambda *count: counts.append(count),
     )
-    assert counts == [(2, 6), (4, 6), (5, 6), (6, 6)]
+    assert counts == [(3, 6), (6, 6)]
     assert len({pair.description for pair in pairs}) > 1
 
 
@@ -264,7 +264,7 @@ def test_errors(
     monkeypatch.setattr(release, "open_encoders", lambda *_: FlatEncoders())
     faces = corpus / "openface_face" / names[1]
     faces.rename(corpus / "elsewhere")
-    refused(rf"1 of 4 clips lack what mode .* needs: {names[1]} \(face\); add the files", run, predictions, corpus)
+    refused(rf"1 of 5 clips lack what mode .* needs: {names[1]} \(face\); add the files", run, predictions, corpus)
     (corpus / "elsewhere").rename(faces)
     video = corpus / "video" / f"{names[0]}.mp4"
     video.write_bytes(b"nothing")
