@@ -8,6 +8,7 @@ something else is never continued. Each other line is a clip: `name`, `answer`, 
 import json
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from affectgpt_jax.data.examples import Rejected
 from affectgpt_jax.data.prompts import question
