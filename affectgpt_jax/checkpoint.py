@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 from affectgpt_jax.errors import UserError
-from affectgpt_jax.weights.table import paths
+from affectgpt_jax.weights.table import nest, paths
 
 
 class Restored(NamedTuple):
@@ -97,6 +97,52 @@ class Checkpoints:
         Raises:
           UserError: there is none, or it is of another model.
         """
+        step = self._find(abstract, step)
+        try:
+            trees = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+            found = self._manager.restore(step, args=ocp.args.Composite(**trees, facts=ocp.args.JsonRestore()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise _unfit(self.folder / str(step), str(error).splitlines()[0]) from error
+        return Restored(step, {name: found[name] for name in abstract}, found.facts)
+
+    def restore_apart(
+        self, abstract: dict[str, Any], apart: Callable[[str], bool], step: int | None = None
+    ) -> tuple[int, Iterator[dict[str, Any]]]:
+        """Read a checkpoint in parts, so that one can make something smaller of each before the next is read.
+
+        Args:
+          abstract: as `restore`; nested dictionaries.
+          apart: by a leaf's path: whether it is read alone. All others of an item come together.
+          step: which one; the newest when None.
+
+        Returns:
+          The checkpoint's step, and its parts, leaves by their paths.
+
+        Raises:
+          UserError: as `restore`.
+        """
+        step = self._find(abstract, step)
+        return step, self._parts(self.folder / str(step), abstract, apart)
+
+    def _parts(self, place: Path, abstract: dict[str, Any], apart: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
+        for name, tree in abstract.items():
+            flat = paths(tree)
+            alone = [path for path in flat if apart(path)]
+            for part in ({path: x for path, x in flat.items() if path not in alone}, *({p: flat[p]} for p in alone)):
+                if not part:
+                    continue
+                wanted = nest(part)
+                how = ocp.checkpoint_utils.construct_restore_args(wanted)
+                with ocp.PyTreeCheckpointer() as reader:
+                    args = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
+                    try:
+                        found = reader.restore(place / name, args=args)
+                    except (ValueError, KeyError, TypeError) as error:
+                        raise _unfit(place, str(error).splitlines()[0]) from error
+                yield paths(found)
+
+    def _find(self, abstract: dict[str, Any], step: int | None) -> int:
+        """The step that is meant; raises as `restore`."""
         step = self.latest if step is None else step
         if step is None or step not in self.steps:
             steps = ", ".join(map(str, self.steps)) or "none"
@@ -104,12 +150,7 @@ class Checkpoints:
         for name, tree in abstract.items():
             if _nested_dictionaries(tree):
                 self._check(self.folder / str(step) / name, tree)
-        try:
-            trees = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-            found = self._manager.restore(step, args=ocp.args.Composite(**trees, facts=ocp.args.JsonRestore()))
-        except (ValueError, KeyError, TypeError) as error:
-            raise _unfit(self.folder / str(step), str(error).splitlines()[0]) from error
-        return Restored(step, {name: found[name] for name in abstract}, found.facts)
+        return step
 
     def _check(self, item: Path, abstract: dict[str, Any]) -> None:
         """Compare the names and shapes of a stored tree with those wanted, before any of it is read."""

@@ -129,12 +129,7 @@ def check_mesh(config: RunConfig, sizes: Mapping[str, int]) -> None:
     Raises:
       UserError: sizes that do not divide what lies over them, with the nearest that do.
     """
-    devices = math.prod(sizes.values())
-    for axis, parts in split_sizes(config.model).items():
-        size, legal = sizes[axis], divisors(math.gcd(devices, *parts.values()))
-        if size not in legal:
-            against = ", ".join(f"{key}={count}" for key, count in parts.items() if count % size)
-            raise UserError(f"mesh.{axis}={size} does not divide {against}; use {nearest(size, legal)}")
+    check_split(config.model, sizes)
     rows, shards = config.train.rows, batch_shards(sizes)
     if rows % shards:
         more = -(-rows // shards) * shards
@@ -142,6 +137,20 @@ def check_mesh(config: RunConfig, sizes: Mapping[str, int]) -> None:
             f"train.rows={rows} cannot be split over mesh.slice * mesh.data * mesh.fsdp = {shards}; "
             f"use {nearest(rows, range(shards, more + 1, shards))}"
         )
+
+
+def check_split(model: ModelConfig, sizes: Mapping[str, int]) -> None:
+    """Hold the sizes of a mesh against those of a model.
+
+    Raises:
+      UserError: sizes that do not divide what lies over them, with the nearest that do.
+    """
+    devices = math.prod(sizes.values())
+    for axis, parts in split_sizes(model).items():
+        size, legal = sizes[axis], divisors(math.gcd(devices, *parts.values()))
+        if size not in legal:
+            against = ", ".join(f"{key}={count}" for key, count in parts.items() if count % size)
+            raise UserError(f"mesh.{axis}={size} does not divide {against}; use {nearest(size, legal)}")
 
 
 def split_sizes(model: ModelConfig) -> dict[str, dict[str, int]]:

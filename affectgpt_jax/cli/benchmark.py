@@ -21,8 +21,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
+from affectgpt_jax.cli.placement import add_placement, placement
 from affectgpt_jax.cli.progress import stage_bar
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.inference.answer_file import step_name
 from affectgpt_jax.unibench.datasets import DATASETS, SYNTHETIC, Dataset, find_dataset
 from affectgpt_jax.unibench.evaluation import DatasetResult, Missing, Settings, SystemResult, evaluate_loaded
 from affectgpt_jax.unibench.predictions import read_predictions
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from affectgpt_jax.inference.answer_file import Record
     from affectgpt_jax.inference.calibration import Calibration, Vocabulary
     from affectgpt_jax.inference.extraction import Extractor, Rules
+    from affectgpt_jax.inference.runs import Placement
     from affectgpt_jax.unibench.wheel import WheelTable
     from data_prep.readers import ClipRecord, Problem
 
@@ -89,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resamples", type=int, default=1000, help="bootstrap resamples, 0 for no intervals (default: 1000)")
     add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add("--details", action="store_true", help="print classes, wheels and errors too")
+    add_placement(parser)
     add("--no-paper", action="store_true", help="leave out the paper's table (always so without the official wheels)")
 
 
@@ -109,12 +113,13 @@ def run(args: argparse.Namespace) -> int:
     parts = list(_parts(args))
     steps = chosen_steps(args.steps, run_steps(folder))
     config = load_config(folder / "config.yaml")
-    reader = label_reader(args.language or config.evaluate.extractor)
+    place = placement(args)
+    reader = label_reader(args.language or config.evaluate.extractor, place)
     out: Path = args.out or folder / "benchmark"
     if args.limit:
         out = out / f"first{args.limit}"
     _prepare(config, parts, out, args.limit)
-    calibrations = _answer(args, parts, steps, out, table)
+    calibrations = _answer(args, parts, steps, out, table, place)
     systems = {config.name: ("predictions", _extract(reader, parts, steps, out))}
     if args.scored:
         systems[f"{config.name}, scored labels"] = (SCORED, _label(reader, parts, calibrations, out))
@@ -230,23 +235,29 @@ def prepare_split(
 
 
 def _answer(
-    args: argparse.Namespace, parts: Sequence[Part], steps: Sequence[int], out: Path, table: "WheelTable"
+    args: argparse.Namespace,
+    parts: Sequence[Part],
+    steps: Sequence[int],
+    out: Path,
+    table: "WheelTable",
+    place: "Placement",
 ) -> "dict[str, tuple[Calibration, Vocabulary]]":
     """Answer the clips that no checkpoint's file has an answer for; with --scored, score their labels, too.
 
     Returns:
       By checkpoint how its scores become labels.
     """
-    from affectgpt_jax.cli.labels import FOLDER, open_calibration
+    from affectgpt_jax.cli.labels import open_calibration
     from affectgpt_jax.inference.benchmark import answer_split, score_split
+    from affectgpt_jax.inference.scored import calibration_file
     from affectgpt_jax.inference.runs import fingerprint, open_shards, open_steps
 
     calibrations = {}
     with stage_bar("answers", len(parts) * len(steps) * (1 + args.scored)) as bar:
-        for trained, opened in open_steps(args.run, steps):
+        for trained, opened in open_steps(args.run, steps, place):
             model, name = fingerprint(trained), step_name(trained.step)
             if args.scored:
-                file = Path(args.run) / FOLDER / name / "calibration.json"
+                file = calibration_file(trained)
                 calibrations[name] = open_calibration(file, trained, model, table, args.vocabulary, args.wheel_dir)
             for part in parts:
                 corpus = open_shards(trained.config, part.split, str(out / "shards" / part.place))
@@ -321,16 +332,15 @@ def _label(
     return files
 
 
-def label_reader(language: str) -> "Extractor | Rules":
-    """What reads labels out of answers: a language model, or the rules."""
+def label_reader(language: str, place: "Placement") -> "Extractor | Rules":
+    """What reads labels out of answers: the rules, or a language model on the mesh of the run.
+
+    That model keeps its own type, as the benchmark prescribes it; `affectgpt extract` can round it.
+    """
     from affectgpt_jax.inference.extraction import Extractor, Rules
+    from affectgpt_jax.inference.runs import Placement
 
-    return Extractor(language) if language else Rules()
-
-
-def step_name(step: int) -> str:
-    """Name of a checkpoint in files, whose order is that of the steps."""
-    return f"step{step:08d}"
+    return Extractor(language, place=Placement(place.mesh)) if language else Rules()
 
 
 def _extract(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectgpt_jax.cli.checkpoint_step import add_step
+from affectgpt_jax.cli.placement import add_placement, placement
 from affectgpt_jax.cli.prepare import prepare_corpus
 from affectgpt_jax.errors import UserError
 
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wheel-dir", help="folder of the official emotion wheels")
     parser.add_argument("--plain", action="store_true", help="only with all modalities in place")
     parser.add_argument("--output", help="folder for scores.json and answers.jsonl; the run folder by default")
+    add_placement(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
 
     from affectgpt_jax.data.examples import Rejected
     from affectgpt_jax.inference.evaluate import PLAIN, evaluate, write_evaluation
-    from affectgpt_jax.inference.runs import open_run, open_shards
+    from affectgpt_jax.inference.runs import open_run, open_shards, roundings
     from affectgpt_jax.unibench.table_cache import load_table
 
-    opened = open_run(args.run, args.step)
+    opened = open_run(args.run, args.step, placement(args))
     config = opened.config
     output = Path(args.output or args.run)
     media, shards = _locate(args.corpus, config.prepare.corpus, config.data.shards, output)
@@ -70,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     facts = {
         "run": str(args.run),
         "step": opened.step,
+        **roundings(config),
         "corpus": str(media or shards),
         "split": corpus.split,
         "fingerprint": corpus.fingerprint,

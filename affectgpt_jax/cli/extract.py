@@ -21,12 +21,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from affectgpt_jax.cli.placement import add_placement, placement
 from affectgpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from affectgpt_jax.inference.extraction import Extractor, Rules
 
-MODEL_OPTIONS = ("sampling", "seed", "batch")
+MODEL_OPTIONS = ("sampling", "seed", "batch", "mesh", "weights", "cache")
 """Options that say how a language model is asked."""
 
 
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, metavar="N", help="answers at a time (default: 8)")
     add("--limit", type=int, metavar="N", help="the first N answers of each file only")
     add("--overwrite", action="store_true", help="replace files of OUT")
+    add_placement(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -160,7 +162,9 @@ def _reader(args: argparse.Namespace) -> "Extractor | Rules":
     if args.language is None:
         return Rules()
     sampling = SAMPLINGS[args.sampling or "greedy"]
-    return Extractor(args.language, sampling=sampling, seed=args.seed or 0, batch=args.batch or BATCH)
+    return Extractor(
+        args.language, sampling=sampling, seed=args.seed or 0, batch=args.batch or BATCH, place=placement(args)
+    )
 
 
 def write_records(out: Path, records: list[dict[str, Any]]) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectgpt_jax.cli.checkpoint_step import add_step
+from affectgpt_jax.cli.placement import add_placement, placement
 from affectgpt_jax.cli.progress import stage_bar
 from affectgpt_jax.errors import UserError
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from affectgpt_jax.unibench.wheel import WheelTable
 
 WHEEL = "wheel"
-FOLDER = "labels"
-"""Below a run's folder."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="DIR", help="where to; default: RUN/labels")
     add("--batch", type=int, metavar="N", help="clips at a time; the run's evaluate.batch by default")
     add("--max-new", type=int, metavar="N", help="tokens of an answer at most")
+    add_placement(parser)
 
 
 def _share(text: str) -> float:
@@ -70,12 +70,12 @@ def _share(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate if asked to, score what is left, write, print."""
-    from affectgpt_jax.cli.benchmark import step_name
     from affectgpt_jax.cli.extract import write_records
+    from affectgpt_jax.inference.answer_file import step_name
     from affectgpt_jax.inference.benchmark import score_split
-    from affectgpt_jax.inference.calibration import TOP_K
+    from affectgpt_jax.inference.calibration import FOLDER, TOP_K
     from affectgpt_jax.inference.evaluate import PLAIN, conditions
-    from affectgpt_jax.inference.runs import fingerprint, model_streams, open_run, open_shards, open_trained
+    from affectgpt_jax.inference.runs import fingerprint, model_streams, open_base, open_shards, open_trained, with_base
     from affectgpt_jax.unibench.table_cache import load_table
 
     for option in ("batch", "max_new", "top_k"):
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             "--precision and --coverage choose a threshold on true labels: name their split with --calibrate"
         )
-    trained = open_trained(args.run, args.step)
+    trained = open_trained(args.run, args.step, placement(args))
     model, config = fingerprint(trained), trained.config
     table = load_table(args.wheel_dir)
     place = (args.out or Path(args.run) / FOLDER) / step_name(trained.step)
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         with stage_bar("labels", 1) as bar:
             return score_split(
                 trained,
-                lambda: open_run(args.run, trained.step),
+                lambda: with_base(trained, open_base(trained)),
                 corpus,
                 place / "scores" / f"{name}.jsonl",
                 model=model,
@@ -265,20 +265,21 @@ def clip_record(
       top_k: labels at most.
 
     Returns:
-      `name`, `truth`, `answer` and `answer_labels` (in free words), what `calibration.label_record` gives, or
+      `name`, `truth`, `limits`, `answer` and `answer_labels` (in free words), what `calibration.label_record` gives, or
       `rejected`; and `evidence`, per condition answer, answer_labels and `calibration.changes`, or `rejected`.
     """
     import numpy as np
 
     from affectgpt_jax.inference.calibration import changes, label_record
     from affectgpt_jax.inference.evaluate import PLAIN
+    from affectgpt_jax.inference.limits import LIMITS
 
     def answered(found: "Record") -> "Record":
         return {"answer": found["answer"], "answer_labels": found["labels"]} if "answer" in found else {}
 
     by = dict(record["found"])
     plain = by.pop(PLAIN.name)
-    line = {"name": record["name"], "truth": list(truth)}
+    line = {"name": record["name"], "truth": list(truth), "limits": LIMITS}
     if "rejected" in plain:
         return line | {"labels": [], "abstained": True, "rejected": plain["rejected"]}
     scores = np.array(plain["scores"])

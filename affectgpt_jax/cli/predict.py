@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from affectgpt_jax.cli.checkpoint_step import add_step
+from affectgpt_jax.cli.placement import add_placement, placement
 from affectgpt_jax.cli.progress import clip_bar
 from affectgpt_jax.errors import UserError
 
@@ -109,6 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, metavar="FILE", help=".jsonl, .csv or .parquet, failures included; resumable")
     add("--overwrite", action="store_true", help="begin --output anew, whatever is there")
     add("--batch", type=int, metavar="N", help="clips at a time; the run's evaluate.batch by default")
+    add_placement(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -117,9 +119,10 @@ def run(args: argparse.Namespace) -> int:
     from rich.markup import escape
 
     from affectgpt_jax.data.shards import Corpus
-    from affectgpt_jax.inference.predict import LIMITS, Failed, how, predict, predict_shards, question_text
+    from affectgpt_jax.inference.limits import LIMITS
+    from affectgpt_jax.inference.predict import Failed, how, predict, predict_shards, question_text
     from affectgpt_jax.inference.prediction_files import PredictionFile, ending
-    from affectgpt_jax.inference.runs import fingerprint, open_base, open_trained, with_base
+    from affectgpt_jax.inference.runs import fingerprint, open_base, open_trained, roundings, with_base
 
     question = question_text(args.question, **dict(map(_field, args.field)))
     sampling = _sampling(args)
@@ -130,14 +133,14 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         ending(args.output)
         _make_folder(args.output.parent)
-    trained = open_trained(args.run, args.step)
+    trained = open_trained(args.run, args.step, placement(args))
     asked = _find(args, trained.config, words, items)
     settings = {"batch": args.batch, "max_new": args.max_new, "sampling": sampling, "seed": args.seed}
     model = fingerprint(trained) if args.output is not None else ""
     way = how(trained.config, len(asked.clips), question, **settings, model=model)
     file = None
     if args.output is not None:
-        facts = _facts(way, trained.step) | dict(asked.facts)
+        facts = _facts(way, trained.step) | roundings(trained.config) | dict(asked.facts)
         file = PredictionFile(args.output, facts, len(asked.clips), way.window, args.overwrite)
     console = Console(highlight=False, soft_wrap=True)
     total, first = len(asked.clips), file.done if file else 0

@@ -15,6 +15,7 @@ import io
 from pathlib import Path
 
 from affectgpt_jax.cli.checkpoint_step import add_step
+from affectgpt_jax.cli.placement import add_placement, placement
 from affectgpt_jax.cli.progress import stage_bar
 from affectgpt_jax.errors import UserError
 
@@ -40,13 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, metavar="N", help="clips at a time; the run's evaluate.batch by default")
     add("--max-new", type=int, metavar="N", help="tokens of an answer at most")
     add("--overwrite", action="store_true", help="replace FILE.csv")
+    add_placement(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what is left, write the table, and name the clips without an answer."""
-    from affectgpt_jax.cli.benchmark import label_reader, prepare_split, step_name
+    from affectgpt_jax.cli.benchmark import label_reader, prepare_split
     from affectgpt_jax.cli.extract import write_whole
     from affectgpt_jax.data.prompts import parse_openset
+    from affectgpt_jax.inference.answer_file import step_name
     from affectgpt_jax.inference.benchmark import answer_split
     from affectgpt_jax.inference.runs import fingerprint, open_base, open_shards, open_trained, with_base
     from data_prep.readers import read_unlabelled
@@ -60,8 +63,9 @@ def run(args: argparse.Namespace) -> int:
     if out.exists() and not args.overwrite:
         raise UserError(f"{out} is there already; give --overwrite to replace it, or name another with --out")
     listing = read_unlabelled(args.corpus, args.names)
-    trained = open_trained(folder, args.step)
-    reader = label_reader(args.language or trained.config.evaluate.extractor)
+    place = placement(args)
+    trained = open_trained(folder, args.step, place)
+    reader = label_reader(args.language or trained.config.evaluate.extractor, place)
     prepare_split(trained.config, listing.records, listing.problems, work / "shards", "test")
     corpus = open_shards(trained.config, "test", str(work / "shards"))
     names = [record.name for record in listing.records]

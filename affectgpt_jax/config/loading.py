@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from affectgpt_jax.config.base import Section
-from affectgpt_jax.config.run import RunConfig
+from affectgpt_jax.config.run import MeshConfig, RunConfig
 from affectgpt_jax.errors import UserError
 
 SHIPPED = Path(__file__).parent.parent / "configs"
@@ -163,6 +163,15 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = find_config(str(name))
     return build_config(_read(path), str(path), overrides)
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    """A mesh as it is written on a command line, such as data=4,tensor=2.
+
+    Raises:
+      UserError: another axis, no number, or sizes that no mesh has.
+    """
+    return build_config({}, f"mesh {text!r}", [f"mesh.{part.strip()}" for part in text.split(",")]).mesh
 
 
 def save_config(config: RunConfig, path: Path) -> None:

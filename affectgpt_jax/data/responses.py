@@ -1,7 +1,7 @@
 """From generated tokens to the text of the answer, and from that to labels."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from affectgpt_jax.data.prompts import BOS, END_OF_TEXT, EOS, STOP, Compat, parse_openset
 from affectgpt_jax.data.tokenizer import Tokenizer
@@ -10,6 +10,7 @@ from affectgpt_jax.data.tokenizer import Tokenizer
 _STEM = re.compile(r"\bemotional\s+states?\s+(?:is|are|includes?|can\s+be\s+described\s+as)\b\s*:?", re.IGNORECASE)
 _SEPARATOR = re.compile(r"\s*(?:[,;/\u3001\uff0c]|\band\b|&)\s*", re.IGNORECASE)
 _END = re.compile(r"[.!?\u3002\n]|" + STOP)
+_ASSISTANT = "Assistant:"
 _QUOTES = " \t\"'`*\u201c\u201d\u2018\u2019"
 
 _MOST_WORDS = 4
@@ -40,7 +41,44 @@ def response_text(ids: Iterable[int], tokenizer: Tokenizer, *, compat: Compat = 
         text = text.split(END_OF_TEXT)[0]
     if STOP in text:
         text = text.rpartition(STOP)[0]
-    return text.rpartition("Assistant:")[2].strip()
+    return text.rpartition(_ASSISTANT)[2].strip()
+
+
+def response_pieces(ids: Iterable[int], tokenizer: Tokenizer, *, compat: Compat = "strict") -> Iterator[str]:
+    """Tells an answer while its ids come.
+
+    A piece is told once no later id can change it: whole characters, nothing of what ends an answer, no blanks at
+    either end. Joined, the pieces are `response_text`, but for an answer of which that drops a beginning already told
+    (what stands before a second "Assistant:" or `<|im_start|>`).
+
+    Args:
+        ids: as they are generated, stop tokens included or not.
+        tokenizer: the tokenizer.
+        compat: as `response_text`.
+    """
+    read: list[int] = []
+    told = ""
+    for token in ids:
+        read.append(token)
+        sure = _sure(tokenizer.decode(read), (EOS, STOP, *((END_OF_TEXT,) if compat == "strict" else ())))
+        if len(sure) > len(told) and sure.startswith(told):
+            yield sure[len(told) :]
+            told = sure
+    whole = response_text(read, tokenizer, compat=compat)
+    if len(whole) > len(told) and whole.startswith(told):
+        yield whole[len(told) :]
+
+
+def _sure(text: str, ends: Sequence[str]) -> str:
+    """The beginning of an answer that does not change, whatever comes after this text."""
+    if BOS in text:
+        text = text.split(BOS)[1]
+    for end in ends:
+        text = text.split(end)[0]
+    text = text.rpartition(_ASSISTANT)[2].rstrip("\ufffd")  # a character of which bytes are missing
+    begun = (mark[:size] for mark in (*ends, BOS, _ASSISTANT) for size in range(len(mark) - 1, 0, -1))
+    held = max((len(part) for part in begun if text.endswith(part)), default=0)
+    return text[: len(text) - held].strip()
 
 
 def response_labels(text: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Questions about samples, answered in batches of a few compiled shapes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +8,8 @@ import numpy as np
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.data.examples import Conversation, Example, Rejected, prompt_example
 from affectgpt_jax.data.prompts import matching_mode, needs
-from affectgpt_jax.data.responses import response_labels, response_text
+from affectgpt_jax.data.responses import response_labels, response_pieces, response_text
+from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.engine import Engine, Prompts, Request
 from affectgpt_jax.inference.runs import Run, feature_shapes, model_layout
 from affectgpt_jax.ops.sampling import GREEDY, Sampling
@@ -163,6 +164,19 @@ class Answerer:
             if report is not None:
                 report(count)
         return [outcome for outcome in outcomes if not isinstance(outcome, Example)]
+
+    def stream(self, query: Query) -> Iterator[str]:
+        """Answer one query in pieces, as they are written; see `data.responses.response_pieces`.
+
+        Raises:
+          UserError: it cannot be asked.
+        """
+        example = make_prompt(self._run, query, self._max_new)
+        if isinstance(example, Rejected):
+            raise UserError(f"{query.name} {example.reason}")
+        config, tokenizer = self._run.config, self._run.tokenizer
+        ids = self._engine.stream(Request(as_prompt(config, query, example), query.number or 0))
+        yield from response_pieces(ids, tokenizer, compat=config.compat)
 
     def _answer(self, query: Query, example: Example, ids: list[int]) -> Answer:
         text = response_text(ids, self._run.tokenizer, compat=self._run.config.compat)

@@ -19,7 +19,7 @@ from affectgpt_jax.inference.answering import Answer, Answerer
 from affectgpt_jax.inference.evaluate import PLAIN, Condition, make_queries
 from affectgpt_jax.inference.label_scores import Found, LabelScorer, evidence
 from affectgpt_jax.inference.predict import longest_answer
-from affectgpt_jax.inference.runs import Run, Trained
+from affectgpt_jax.inference.runs import Run, Trained, roundings
 
 CALLS = 8
 """Batches between two writes; clips of like length share one, so a few should be sorted together."""
@@ -65,7 +65,7 @@ def answer_split(
         "clips": corpus.fingerprint,
         "question": question(kind),
         "max_new": max_new,
-    }
+    } | roundings(trained.config)
 
     def ask() -> Callable[[list[int]], list[Record]]:
         run = opened()
@@ -123,7 +123,7 @@ def score_split(
         "words": digest(*(word.encode() for word in words)),
         "conditions": [condition.name for condition in asked],
         "answers": answers,
-    }
+    } | roundings(trained.config)
 
     def ask() -> Callable[[list[int]], list[Record]]:
         run = opened()

@@ -26,6 +26,9 @@ THRESHOLD = 0.2
 TOP_K = 3
 """Labels of a clip at most."""
 
+FOLDER = "labels"
+"""Of scores and calibrations, below a run's folder."""
+
 BINS = 15
 """Of the expected calibration error."""
 
@@ -322,8 +325,8 @@ class Calibration:
         file.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_calibration(file: Path, model: str) -> Calibration:
-    """A calibration of a model.
+def read_calibration(file: Path, model: str | None = None) -> Calibration:
+    """A calibration of a model, or of any.
 
     Raises:
       UserError: it is of another model, or no calibration.
@@ -337,7 +340,7 @@ def read_calibration(file: Path, model: str) -> Calibration:
         raise UserError(
             f"{file} is no calibration ({error}); write it with affectgpt labels RUN --calibrate SPLIT"
         ) from error
-    if found.model != model:
+    if model is not None and found.model != model:
         raise UserError(
             f"{file} calibrates another model (step {found.step}); calibrate this one: affectgpt labels RUN "
             "--calibrate SPLIT"

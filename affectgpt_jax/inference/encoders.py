@@ -5,9 +5,10 @@ A batch is spread over all accelerators of this process; the parameters are on e
 n pictures or samples, c clips of a sample, s samples of sound, F feature width.
 """
 
+import copy
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -45,13 +46,19 @@ class Encoders:
         everywhere = NamedSharding(mesh, PartitionSpec())
         self._vision = _placed(open_vision(vision), everywhere) if vision else None
         self._audio = _placed(open_audio(audio), everywhere) if audio else None
-        self._batch = -(-batch // len(devices)) * len(devices)
+        self._devices, self._batch = len(devices), -(-batch // len(devices)) * len(devices)
         self._dispatching = threading.Lock()
         self._apply: dict[str, Callable[[Any, Any], Any]] = {
             name: jax.jit(lambda params, x, tower=tower: tower.network.apply({"params": params}, x))
             for name, tower in (("vision", self._vision), ("audio", self._audio))
             if tower is not None
         }
+
+    def sized(self, batch: int) -> Self:
+        """The same towers, of which a call takes another number of pictures, and of clips of sound."""
+        other = copy.copy(self)
+        other._batch = -(-batch // self._devices) * self._devices
+        return other
 
     @property
     def vision_provenance(self) -> dict[str, Any]:

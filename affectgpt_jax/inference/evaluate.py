@@ -11,6 +11,7 @@ from affectgpt_jax.data.examples import Rejected
 from affectgpt_jax.data.prompts import question
 from affectgpt_jax.data.shards import Corpus
 from affectgpt_jax.inference.answering import Answer, Answerer, Query
+from affectgpt_jax.inference.limits import LIMITS
 from affectgpt_jax.inference.runs import Run, model_streams
 from affectgpt_jax.unibench.metrics import Measure, values
 from affectgpt_jax.unibench.scoring import hits, score_labels
@@ -182,6 +183,6 @@ def write_evaluation(evaluation: Evaluation, corpus: Corpus, folder: Path, facts
     with (folder / "answers.jsonl").open("w") as file:
         for i, record in enumerate(corpus.texts()):
             line: dict[str, Any] = {"name": record.name, "subtitle": record.subtitle, "truth": list(record.labels)}
-            line["description"] = record.description
+            line |= {"description": record.description, "limits": LIMITS}
             line["answers"] = {name: _answer_record(found[i]) for name, found in evaluation.answers.items()}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -20,21 +20,20 @@ import numpy as np
 
 from affectgpt_jax.cache import cache_folder
 from affectgpt_jax.config.networks import DecoderConfig, LoraConfig, ModelConfig
-from affectgpt_jax.config.run import MeshConfig
 from affectgpt_jax.data.prompts import parse_openset
 from affectgpt_jax.data.responses import response_labels
 from affectgpt_jax.data.tokenizer import Tokenizer, open_tokenizer
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.answering import BUCKET
 from affectgpt_jax.inference.engine import Engine, Prompts, Request
+from affectgpt_jax.inference.runs import HERE, Placement
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.ops.sampling import Sampling
-from affectgpt_jax.sharding import make_mesh, parameter_shardings
 from affectgpt_jax.unibench.lexicon import polarity
 from affectgpt_jax.weights.files import open_part
-from affectgpt_jax.weights.initial import parameter_shapes
-from affectgpt_jax.weights.networks import DECODER
-from affectgpt_jax.weights.table import read_tree
+from affectgpt_jax.weights.initial import parameter_shapes, read_decoder
+from affectgpt_jax.weights.networks import SCALE
+from affectgpt_jax.weights.table import nest, paths
 from affectgpt_jax.weights.towers import weights_hash
 
 Report = Callable[[int, int], None]
@@ -164,6 +163,7 @@ class Extractor:
         seed: int = 0,
         batch: int = BATCH,
         max_new: int | None = None,
+        place: Placement = HERE,
     ) -> None:
         """Look at the folder.
 
@@ -173,6 +173,7 @@ class Extractor:
           seed: of the draws; equal prompts draw alike.
           batch: prompts that are at work at a time.
           max_new: tokens of a response at most; by default `MAX_NEW`.
+          place: where the model shall lie, and how it is held.
 
         Raises:
           UserError: no such model, or one of another kind.
@@ -184,8 +185,9 @@ class Extractor:
         if stored not in _COMPUTE:
             raise UserError(f"{folder}: config.json says dtype={stored!r}, expected one of {', '.join(_COMPUTE)}")
         max_new = MAX_NEW if max_new is None else max_new
-        decoder = DecoderConfig.from_hf(config, lora=LoraConfig(rank=0), dtype=_COMPUTE[stored])
-        self._folder = folder
+        held = {"base": place.weights or "float", "cache": place.cache or "float"}
+        decoder = DecoderConfig.from_hf(config, lora=LoraConfig(rank=0), dtype=_COMPUTE[stored], **held)
+        self._folder, self._place = folder, place
         self._tokenizer = open_tokenizer(folder)
         self._model = AffectGPT(ModelConfig(mode="textonly", decoder=decoder))
         self._longest = config.get("max_position_embeddings", 32768) - max_new
@@ -286,10 +288,11 @@ class Extractor:
 
     def _params(self) -> dict[str, Any]:
         dtype = jnp.dtype(self._model.config.decoder.dtype)
-        decoder = {"decoder": parameter_shapes(self._model)["decoder"]}
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), decoder)
-        shardings = parameter_shardings(make_mesh(MeshConfig()), shapes)
-        return read_tree(DECODER, shapes, self._tensors, str(self._folder), shardings)
+        decoder = paths({"decoder": parameter_shapes(self._model)["decoder"]})
+        stored = {path: x.shape for path, x in decoder.items() if not path.endswith(SCALE)}
+        shapes = nest({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in stored.items()})
+        shardings = self._place.shardings(self._model.config)
+        return read_decoder(shapes, self._tensors, str(self._folder), shardings)
 
 
 def bucket(tokens: int) -> int:

@@ -30,14 +30,13 @@ from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.answering import Answer, Answerer, Query
 from affectgpt_jax.inference.clip_files import Beside, Clip, Item, Source, file_item, find_clip, places
 from affectgpt_jax.inference.encoders import Encoders
+from affectgpt_jax.inference.limits import LIMITS
 from affectgpt_jax.inference.runs import Run, model_streams
+from affectgpt_jax.inference.shown import as_html, as_text
 from affectgpt_jax.inference.subtitles import Tables, read_table
 from affectgpt_jax.inference.transcription import EndpointError
 from affectgpt_jax.ops.sampling import GREEDY, Sampling
 from affectgpt_jax.version import __version__
-
-LIMITS = "A statistical guess at how a clip may come across: not a diagnosis, and no basis for decisions about people."
-"""Goes with every answer."""
 
 LONGEST_ANSWER = 1200
 """Tokens of an answer at most, as in the reference (QUIRKS 46)."""
@@ -98,6 +97,20 @@ class Prediction:
         sources = {name: dataclasses.asdict(source) for name, source in self.sources.items()}
         said = {name: {key: value for key, value in source.items() if value} for name, source in sources.items()}
         return dataclasses.asdict(self) | {"sources": said}
+
+    def __str__(self) -> str:
+        return as_text(self.clip, self._lines(), self.limits)
+
+    def _repr_html_(self) -> str:
+        return as_html(self.clip, self._lines(), self.limits)
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        yield "question", self.question
+        yield "answer", self.answer or "(empty)"
+        yield from [("labels", ", ".join(self.labels))] if self.labels else []
+        yield from [("subtitle", self.subtitle)] if self.subtitle else []
+        yield from ((f"no {name}", reason) for name, reason in self.absent.items())
+        yield from (("note", note) for note in self.notes)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from affectgpt_jax.config import RunConfig
 from affectgpt_jax.data.tokenizer import Tokenizer
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.exchange.sources import read_export
-from affectgpt_jax.inference.runs import Trained, fingerprint, open_trained
+from affectgpt_jax.inference.runs import Placement, Trained, fingerprint, open_trained
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.sharding import run_mesh
 from affectgpt_jax.weights.initial import in_base, parameter_shapes
@@ -73,7 +73,7 @@ def read_start(config: RunConfig, tokenizer: Tokenizer) -> Start:
 def _open(config: RunConfig) -> Trained:
     origin = Path(config.train.init_from)
     if (origin / "config.yaml").is_file():
-        return open_trained(origin, mesh=run_mesh(config))
+        return open_trained(origin, place=Placement(run_mesh(config)))
     if not origin.exists():
         raise UserError(f"train.init_from={origin}: there is no such run folder, export or .pth file")
     # A checkpoint of the authors, or one that was downloaded, does not know where its base lies here.

@@ -79,11 +79,11 @@ def initial_parameters(
     given, places = given or {}, paths(shardings)
     own = {path for path in places if not in_base(config, path)}
     fresh = fresh_parameters(config, model, shardings, own - given.keys())
-    put = {path: _put(leaf, places[path]) for path, leaf in given.items()}
-    return nest(paths(fresh) | paths(read_base(config, model, shardings)) | put)
+    placed = {path: put(leaf, places[path]) for path, leaf in given.items()}
+    return nest(paths(fresh) | paths(read_base(config, model, shardings)) | placed)
 
 
-def _put(leaf: Any, place: jax.sharding.NamedSharding) -> jax.Array:
+def put(leaf: Any, place: jax.sharding.NamedSharding) -> jax.Array:
     """A parameter where it shall lie; of a host's array each device gets its part alone."""
     if isinstance(leaf, jax.Array):
         return jax.device_put(leaf, place)
@@ -134,19 +134,60 @@ def base_shapes(config: RunConfig, model: AffectGPT) -> dict[str, Any]:
     return nest({path: read(x) for path, x in stored.items()})
 
 
-def read_base(config: RunConfig, model: AffectGPT, shardings: Any) -> dict[str, Any]:
-    """The parameters of the base's folder, each device reading its own part; empty without a base."""
-    shapes, folder = base_shapes(config, model), config.weights.language
+def read_base(
+    config: RunConfig, model: AffectGPT, shardings: Any, without: Collection[str] = frozenset()
+) -> dict[str, Any]:
+    """The parameters of the base's folder, each device reading its own part; empty without a base.
+
+    Args:
+      config: the run, resolved.
+      model: its network.
+      shardings: a sharding for each parameter.
+      without: paths that are left out.
+    """
+    folder = config.weights.language
     if not folder:
         return {}
+    return read_decoder(base_shapes(config, model), open_part(folder, "language")[1], folder, shardings, without)
+
+
+def read_decoder(
+    shapes: Any, tensors: Mapping[str, Any], origin: str, shardings: Any, without: Collection[str] = frozenset()
+) -> dict[str, Any]:
+    """A decoder's parameters, each device reading its own part.
+
+    Args:
+      shapes: of the tree to make, in the types in which its leaves are read.
+      tensors: by their Hugging Face names.
+      origin: where they are from, for messages.
+      shardings: a sharding for each parameter; a kernel that has one for scales beside it is held as int8.
+      without: paths that are left out.
+
+    Raises:
+      UserError: names that are missing, unused or of another shape.
+    """
     places = paths(shardings)
     flat: dict[str, Any] = {}
-    for path, leaf, read in readers(DECODER, shapes, open_part(folder, "language")[1], folder):
+    for path, leaf, read in readers(DECODER, shapes, tensors, origin):
+        if path in without:
+            continue
         if (scale := f"{path}_scale") in places:
             flat[path], flat[scale] = _read_int8(read, leaf.shape, places[path], places[scale])
         else:
             flat[path] = jax.make_array_from_callback(leaf.shape, places[path], read)
     return nest(flat)
+
+
+def round_kernels(flat: Mapping[str, Any], shardings: Any) -> dict[str, Any]:
+    """Parameters by path, those kernels as int8 with their scales beside them that have a sharding for scales."""
+    places = paths(shardings)
+    found: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        if (scale := f"{path}_scale") in places and leaf.dtype != jnp.int8:
+            found[path], found[scale] = jax.jit(quantise, out_shardings=(places[path], places[scale]))(leaf)
+        else:
+            found[path] = leaf
+    return found
 
 
 def _read_int8(read: Reader, shape: Shape, kernel_place: Any, scale_place: Any) -> tuple[jax.Array, jax.Array]:
