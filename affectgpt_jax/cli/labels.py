@@ -71,11 +71,18 @@ def _share(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Calibrate if asked to, score what is left, write, print."""
     from affectgpt_jax.cli.extract import write_records
-    from affectgpt_jax.inference.answer_file import step_name
     from affectgpt_jax.inference.benchmark import score_split
     from affectgpt_jax.inference.calibration import FOLDER, TOP_K
     from affectgpt_jax.inference.evaluate import PLAIN, conditions
-    from affectgpt_jax.inference.runs import fingerprint, model_streams, open_base, open_shards, open_trained, with_base
+    from affectgpt_jax.inference.runs import (
+        checkpoint_name,
+        fingerprint,
+        model_streams,
+        open_base,
+        open_shards,
+        open_trained,
+        with_base,
+    )
     from affectgpt_jax.unibench.table_cache import load_table
 
     for option in ("batch", "max_new", "top_k"):
@@ -88,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     trained = open_trained(args.run, args.step, placement(args))
     model, config = fingerprint(trained), trained.config
     table = load_table(args.wheel_dir)
-    place = (args.out or Path(args.run) / FOLDER) / step_name(trained.step)
+    place = (args.out or Path(args.run) / FOLDER) / checkpoint_name(trained)
     asked = [PLAIN, *(one for one in conditions(tuple(model_streams(config))) if one.modality and not one.shuffled)]
 
     def score(corpus: "Corpus", words: Sequence[str], name: str, **more: Any) -> "dict[str, Record]":

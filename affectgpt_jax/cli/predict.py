@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from affectgpt_jax.inference.runs import Run
     from affectgpt_jax.ops.sampling import Sampling
 
-POLICIES = ("files", "detect", "files_or_detect")
-
 
 class _Asked(NamedTuple):
     """What is asked about.
@@ -118,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.markup import escape
 
+    from affectgpt_jax.api.clips import check_single, find_items, find_shards
     from affectgpt_jax.data.shards import Corpus
     from affectgpt_jax.inference.limits import LIMITS
     from affectgpt_jax.inference.predict import Failed, how, predict, predict_shards, question_text
@@ -127,9 +126,9 @@ def run(args: argparse.Namespace) -> int:
     question = question_text(args.question, **dict(map(_field, args.field)))
     sampling = _sampling(args)
     _check(args)
-    words = _shards(args.clips)
-    items = [] if words else list(_items(args.clips))
-    _check_single(args, len(items))
+    words = find_shards(args.clips)
+    items = [] if words else list(find_items(args.clips))
+    check_single(len(items), args.subtitle, args.subtitles, args.faces, "--{}")
     if args.output is not None:
         ending(args.output)
         _make_folder(args.output.parent)
@@ -195,57 +194,12 @@ def _kept(
 # What is asked about
 
 
-def _shards(words: Sequence[str]) -> str:
-    """The folder or address of feature shards among what is named; empty if there is none."""
-    from affectgpt_jax.data.shard_schema import dataset_directory
-    from affectgpt_jax.data.storage import is_remote
-
-    found = [word for word in words if is_remote(word) or dataset_directory(Path(word)).is_dir()]
-    if found and len(words) > 1:
-        raise UserError(f"{found[0]} holds feature shards, which are asked about alone; name it alone")
-    return found[0] if found else ""
-
-
-def _items(words: Sequence[str]) -> "Iterator[Item]":
-    """Clips, those of manifests among them."""
-    from affectgpt_jax.inference.clip_files import file_item, list_clips
-    from data_prep.manifest import ENDINGS
-
-    names: dict[str, Path] = {}
-    for path in list_clips(words):
-        manifest = path.suffix.lower() in ENDINGS
-        for item in _manifest(path) if manifest else (file_item(path),):
-            if item.name in names:
-                raise UserError(f"{names[item.name]} and {path} both name a clip {item.name!r}; ask about them apart")
-            names[item.name] = path
-            yield item
-
-
-def _manifest(path: Path) -> "Iterator[Item]":
-    """Clips of a manifest, and rows of it that are none."""
-    from affectgpt_jax.data.clips import ClipFiles
-    from affectgpt_jax.inference.clip_files import Item
-    from data_prep.manifest import read_manifest_file
-
-    listing = read_manifest_file(path)
-    notes: dict[str, list[str]] = {}
-    for problem in listing.problems:
-        if problem.name and not problem.skipped:
-            notes.setdefault(problem.name, []).append(f"{problem.file}: {problem.reason}")
-    for record in listing.records:
-        said = record.text.subtitle
-        yield Item(record.name, record.files, record.name, said, str(path), tuple(notes.get(record.name, ())))
-    for problem in listing.problems:
-        if problem.skipped:
-            yield Item(f"{path}, {problem.reason.partition(':')[0]}", ClipFiles(), "", fault=problem.reason)
-
-
 def _find(args: argparse.Namespace, config: "RunConfig", shards: str, items: "Sequence[Item]") -> _Asked:
     """Open the shards, or say where what goes with clips lies."""
+    from affectgpt_jax.api.clips import look
     from affectgpt_jax.inference.clip_files import Beside, identity
-    from affectgpt_jax.inference.runs import model_streams, open_shards
+    from affectgpt_jax.inference.runs import open_shards
     from affectgpt_jax.inference.transcription import Transcriber
-    from data_prep.faces import face_crops
 
     if shards:
         for option in ("subtitle", "subtitles", "transcribe", "faces", "detector"):
@@ -258,37 +212,16 @@ def _find(args: argparse.Namespace, config: "RunConfig", shards: str, items: "Se
         )
     if args.split is not None:
         raise UserError(f"--split {args.split} goes with feature shards")
-    policy = config.prepare.faces
-    if args.faces in POLICIES:
-        policy = args.faces
-    elif args.faces is not None:
-        policy = "files"
-    crops = face_crops("files", "")
-    if policy != "files" and "face" in model_streams(config):
-        crops = face_crops(policy, args.detector or config.prepare.detector)
-    given = None if args.faces is None or args.faces in POLICIES else Path(args.faces)
-    provenance = dict(crops.provenance)
-    transcribe = Transcriber(args.transcribe, args.transcribe_model) if args.transcribe else None
-    beside = Beside(
+    beside, facts = look(
+        config,
         subtitle=args.subtitle,
         subtitles=args.subtitles,
         words=not args.no_subtitle,
-        transcribe=transcribe,
-        faces=given,
-        stored=policy != "detect",
-        detect=crops.find if crops.detector else None,
-        detector=provenance.get("detector", ""),
+        transcribe=Transcriber(args.transcribe, args.transcribe_model) if args.transcribe else None,
+        faces=args.faces,
+        detector=args.detector,
     )
-    facts = {
-        "clips": identity(items),
-        "words": not args.no_subtitle,
-        "subtitle": args.subtitle,
-        "subtitles": args.subtitles and str(args.subtitles),
-        "transcribe": transcribe and transcribe.origin,
-        "faces": given and str(given),
-        "detected": provenance,
-    }
-    return _Asked(items, beside, facts)
+    return _Asked(items, beside, {"clips": identity(items), **facts})
 
 
 def _facts(way: "How", step: int) -> dict[str, Any]:
@@ -312,6 +245,8 @@ def _facts(way: "How", step: int) -> dict[str, Any]:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from affectgpt_jax.api.clips import POLICIES
+
     for option in ("batch", "max_new"):
         value = getattr(args, option)
         if value is not None and value < 1:
@@ -327,21 +262,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--no-subtitle and --{given[0]} contradict each other; leave out one")
     if args.subtitle is not None and len(given) > 1:
         raise UserError(f"--subtitle and --{given[1]} contradict each other; leave out one")
-
-
-def _check_single(args: argparse.Namespace, clips: int) -> None:
-    """Refuse what is of one clip if there are several."""
-    if clips < 2:
-        return
-    if args.subtitle is not None:
-        raise UserError(f"--subtitle goes with one clip, but {clips} are named; ask about them one by one")
-    if args.subtitles is not None and args.subtitles.suffix.lower() in (".srt", ".vtt"):
-        raise UserError(f"--subtitles {args.subtitles} is of one clip, but {clips} are named; name a folder or a table")
-    if args.faces is not None and args.faces not in POLICIES and not Path(args.faces).is_dir():
-        raise UserError(
-            f"--faces {args.faces} are the faces of one clip, but {clips} are named; give a folder with NAME.npy for "
-            "each clip"
-        )
 
 
 def _sampling(args: argparse.Namespace) -> "Sampling":

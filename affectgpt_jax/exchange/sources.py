@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt_jax.config import RunConfig, build_config, load_config
+from affectgpt_jax.config.loading import RUN_CONFIG
 from affectgpt_jax.config.networks import LoraConfig
 from affectgpt_jax.config.reference import import_reference
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.exchange import adapter
 from affectgpt_jax.exchange.fusion import fusion_shapes, read_fusion
-from affectgpt_jax.inference.runs import Trained
+from affectgpt_jax.inference.runs import HERE, Placement, Step, Trained, open_trained, settle
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.weights.files import SafetensorsFolder, Within, read_config
 from affectgpt_jax.weights.initial import parameter_shapes, resolve
@@ -85,6 +86,38 @@ def read_export(source: Path, config: str | None = None, overrides: Sequence[str
             return _from_transformers(source, found)
     assert checkpoint
     return _from_pth(str(file), checkpoint.tensors, checkpoint.epoch, found)
+
+
+def open_source(
+    path: str | Path,
+    step: Step = None,
+    place: Placement = HERE,
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Trained:
+    """Open a run folder, or whatever `read_export` takes.
+
+    Args:
+      path: a folder or a .pth file.
+      step: checkpoint of a run.
+      place: where the parameters shall lie, and how they are held.
+      config: as `read_export`.
+      overrides: as `read_export`.
+
+    Raises:
+      UserError: nothing there, or not as `open_trained` or `read_export` expect it; settings or a step that it has no
+        use for.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: there is no such run folder, export or .pth file")
+    if (path / RUN_CONFIG).is_file():
+        if overrides:
+            raise UserError(f"{path} is a run folder, whose config.yaml holds its settings; leave out {overrides[0]!r}")
+        return open_trained(path, step, place)
+    if step is not None:
+        raise UserError(f"{path} is no run folder and holds one checkpoint; leave out step={step!r}")
+    return settle(read_export(path, config, overrides), place)
 
 
 def _yaml(value: Any) -> str:

@@ -21,6 +21,7 @@ from affectgpt_jax.data.shards import Corpus, open_corpus
 from affectgpt_jax.data.storage import is_remote, local_copy
 from affectgpt_jax.data.tokenizer import Tokenizer
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.inference.answer_file import step_name
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.sharding import check_split, make_mesh, parameter_shardings, whole
 from affectgpt_jax.weights.initial import (
@@ -335,6 +336,11 @@ def run_steps(folder: str | Path) -> list[int]:
         return checkpoints.steps
     finally:
         checkpoints.close()
+
+
+def checkpoint_name(trained: Trained) -> str:
+    """Name of a checkpoint in files that depend on how it is held, too, such as step00000500-weights-int8."""
+    return "-".join([step_name(trained.step), *(f"{key}-{how}" for key, how in roundings(trained.config).items())])
 
 
 def roundings(config: RunConfig) -> dict[str, str]:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from affectgpt_jax.data.examples import Rejected
-from affectgpt_jax.inference.answer_file import step_name
 from affectgpt_jax.inference.answering import Answer, Query
 from affectgpt_jax.inference.calibration import (
     FOLDER,
@@ -29,7 +28,7 @@ from affectgpt_jax.inference.clip_files import Source
 from affectgpt_jax.inference.label_scores import LabelScorer, Scores
 from affectgpt_jax.inference.limits import LIMITS
 from affectgpt_jax.inference.predict import Ask, Failed, Prediction
-from affectgpt_jax.inference.runs import Run, Trained
+from affectgpt_jax.inference.runs import Run, Trained, checkpoint_name
 from affectgpt_jax.inference.shown import as_html, as_text
 from affectgpt_jax.unibench.table_cache import wheel_words
 from affectgpt_jax.unibench.wheel import WheelTable
@@ -81,7 +80,7 @@ class ScoredLabels:
       notes: what else to know.
       run: the run's folder.
       step: its checkpoint.
-      model: the checkpoint's `runs.fingerprint`.
+      model: the checkpoint's `runs.fingerprint`; empty if nobody asked for it.
       version: of this program.
       limits: what the labels are not.
     """
@@ -133,7 +132,7 @@ class ScoredLabels:
 
 def calibration_file(trained: Trained) -> Path:
     """Where `affectgpt labels` keeps the calibration of a checkpoint."""
-    return Path(trained.source) / FOLDER / step_name(trained.step) / "calibration.json"
+    return Path(trained.source) / FOLDER / checkpoint_name(trained) / "calibration.json"
 
 
 def open_scale(
@@ -156,7 +155,9 @@ def open_scale(
     if file.is_file():
         found = read_calibration(file)
         if found.model != model():
-            note = f"{file} calibrates this checkpoint with other settings or numbers, such as another rounding"
+            note = (
+                f"{file} calibrates this checkpoint with other settings or numbers, such as those of a later training"
+            )
             found = None
     if words is None:
         words = wheel_words() if found is None else found.words

@@ -1,0 +1,1 @@
+"""The model as a Python object: `from affectgpt_jax import AffectGPT`."""
