@@ -140,6 +140,7 @@ class Checkpoints:
                     except (ValueError, KeyError, TypeError) as error:
                         raise _unfit(place, str(error).splitlines()[0]) from error
                 yield paths(found)
+                del found  # before the next part is read
 
     def _find(self, abstract: dict[str, Any], step: int | None) -> int:
         """The step that is meant; raises as `restore`."""

@@ -215,8 +215,8 @@ def open_trained(folder: str | Path, step: Step = None, place: Placement = HERE)
     scaled = {path for path in paths(held_shardings) if path.endswith(SCALE)}
     step, parts = checkpoints.restore_apart(wanted, lambda path: f"{path}_scale" in scaled, step)
     flat: Tree = {}
-    for part in parts:
-        flat |= round_kernels(part, held_shardings)
+    for part in map(partial(round_kernels, shardings=held_shardings), parts):
+        flat |= part
     checkpoints.close()
     if not stored:
         flat |= round_kernels(paths(fresh_parameters(config, model, shardings, set(paths(untrained)))), held_shardings)

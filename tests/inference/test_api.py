@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import affectgpt_jax
 from affectgpt_jax import LIMITS, AffectGPT, Failed, Prediction, Sampling, ScoredLabels, UserError
 from affectgpt_jax.cli import main
 from affectgpt_jax.data.responses import response_pieces, response_text
@@ -54,9 +55,7 @@ def test_importing_is_light() -> None:
     first, modules = shown.splitlines()
     assert "AffectGPT" in first
     assert not {"jax", "numpy", "pydantic"} & set(modules.split())
-    with pytest.raises(AttributeError, match="Affect"):
-        import affectgpt_jax
-
+    with pytest.raises(AttributeError, match="no attribute 'Affect'"):
         affectgpt_jax.Affect  # noqa: B018
 
 
@@ -213,11 +212,11 @@ def test_exports_open_as_runs_do(folder: Path, model: AffectGPT, videos: list[Pa
 
 
 def test_mistakes_of_use(folder: Path, model: AffectGPT, videos: list[Path]) -> None:
-    with pytest.raises(UserError, match="there is no such run folder, export or .pth file"):
+    with pytest.raises(UserError, match="there is no such run folder"):
         AffectGPT.load(folder / "nowhere")
     with pytest.raises(UserError, match="weights='int4': expected one of float, int8"):
         AffectGPT.load(folder / "run", weights="int4")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="leave out 'weights.language=x'"):
+    with pytest.raises(UserError, match=r"leave out 'weights\.language=x'"):
         AffectGPT.load(folder / "run", overrides=["weights.language=x"])
     with pytest.raises(UserError, match=r"5 clips are named, expected one; use predict_many"):
         model.predict(folder / "corpus" / "video")
