@@ -255,6 +255,7 @@ class AffectGPT:
         *,
         subtitle: str | None = None,
         faces: str | Path | None = None,
+        without: str = "",
         threshold: float | None = None,
         top_k: int = TOP_K,
     ) -> ScoredLabels:
@@ -266,6 +267,8 @@ class AffectGPT:
             wheels. A calibration counts only for its own words.
           subtitle: as `predict`.
           faces: as `predict`.
+          without: stream that the model is not given, such as "face" or "audio", or "text": what it then finds likely
+            tells what the labels rest on.
           threshold: what a label's support must reach to be given; by default the calibration's.
           top_k: labels that are given at most.
 
@@ -273,7 +276,7 @@ class AffectGPT:
           UserError: there are no scores of this clip, or a label is none; says why.
         """
         named = self._find(clip, subtitle=subtitle, faces=faces)
-        return _only(self._scores(named, labels, None, threshold, top_k), named)
+        return _only(self._scores(named, labels, None, without, threshold, top_k), named)
 
     def score_many(
         self,
@@ -287,6 +290,7 @@ class AffectGPT:
         detector: str | None = None,
         transcribe: Transcriber | None = None,
         batch: int | None = None,
+        without: str = "",
         threshold: float | None = None,
         top_k: int = TOP_K,
     ) -> Iterator[ScoredLabels | Failed]:
@@ -307,10 +311,16 @@ class AffectGPT:
             detector=detector,
             transcribe=transcribe,
         )
-        return self._scores(named, labels, batch, threshold, top_k)
+        return self._scores(named, labels, batch, without, threshold, top_k)
 
     def _scores(
-        self, named: _Named, labels: Iterable[str] | None, batch: int | None, threshold: float | None, top_k: int
+        self,
+        named: _Named,
+        labels: Iterable[str] | None,
+        batch: int | None,
+        without: str,
+        threshold: float | None,
+        top_k: int,
     ) -> Iterator[ScoredLabels | Failed]:
         if isinstance(labels, str):
             raise UserError(f"labels={labels!r}: expected words, such as ['happy', 'sad']")
@@ -319,7 +329,7 @@ class AffectGPT:
         if threshold is not None:
             scale = scale._replace(threshold=threshold)
         way = self._how(named, "labels", {"batch": batch})
-        scorer = Scorer(self.run, scale.vocabulary.words, batch=way.batch, max_new=way.max_new)
+        scorer = Scorer(self.run, scale.vocabulary.words, batch=way.batch, max_new=way.max_new, lacking=without)
         ask = partial(self._outcomes, named, "labels", {"batch": batch})
         return score_clips(ask, scorer, scale, top_k, self._known_fingerprint)
 

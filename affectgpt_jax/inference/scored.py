@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from affectgpt_jax.data.examples import Rejected
+from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.answering import Answer, Query
 from affectgpt_jax.inference.calibration import (
     FOLDER,
@@ -25,10 +26,11 @@ from affectgpt_jax.inference.calibration import (
     support,
 )
 from affectgpt_jax.inference.clip_files import Source
-from affectgpt_jax.inference.label_scores import LabelScorer, Scores
+from affectgpt_jax.inference.evaluate import TEXT
+from affectgpt_jax.inference.label_scores import LabelScorer, Scores, without
 from affectgpt_jax.inference.limits import LIMITS
 from affectgpt_jax.inference.predict import Ask, Failed, Prediction
-from affectgpt_jax.inference.runs import Run, Trained, checkpoint_name
+from affectgpt_jax.inference.runs import Run, Trained, checkpoint_name, model_streams
 from affectgpt_jax.inference.shown import as_html, as_text
 from affectgpt_jax.unibench.table_cache import wheel_words
 from affectgpt_jax.unibench.wheel import WheelTable
@@ -174,17 +176,27 @@ class Scorer:
     """Scores samples where `predict` would have them answered, and keeps the scores.
 
     Attributes:
+      lacking: stream of the model, or "text", that is taken from every sample; empty for none.
       found: scores [V] by the clip's number among all.
     """
 
-    def __init__(self, run: Run, words: Sequence[str], *, batch: int, max_new: int) -> None:
-        """Prepare the scoring; see `LabelScorer`."""
+    def __init__(self, run: Run, words: Sequence[str], *, batch: int, max_new: int, lacking: str = "") -> None:
+        """Prepare the scoring; see `LabelScorer`.
+
+        Raises:
+          UserError: a word that cannot be scored, or no such stream.
+        """
+        known = (*model_streams(run.config), TEXT)
+        if lacking and lacking not in known:
+            raise UserError(f"without={lacking!r}: expected one of {', '.join(known)}")
         self._scorer = LabelScorer(run, words, batch=batch, max_new=max_new)
+        self.lacking = lacking
         self.found: dict[int, np.ndarray] = {}
 
     def __call__(self, queries: Sequence[Query]) -> list[Answer | Rejected]:
         """Score; each answer is empty, and bears what had to be changed to make the prompt fit."""
-        return [self._kept(query, one) for query, one in zip(queries, self._scorer(queries), strict=True)]
+        asked = [without(query, self.lacking) for query in queries] if self.lacking else queries
+        return [self._kept(query, one) for query, one in zip(queries, self._scorer(asked), strict=True)]
 
     def _kept(self, query: Query, scores: Scores | Rejected) -> Answer | Rejected:
         if isinstance(scores, Rejected):
@@ -213,7 +225,15 @@ def score_clips(
         if isinstance(outcome, Failed):
             yield outcome
         else:
-            yield _scored(outcome, scorer.found.pop(number), scale, top_k, model)
+            read = _lacking(outcome, scorer.lacking) if scorer.lacking else outcome
+            yield _scored(read, scorer.found.pop(number), scale, top_k, model)
+
+
+def _lacking(read: Prediction, modality: str) -> Prediction:
+    """What was read, without a modality that the model was not given."""
+    sources = {name: source for name, source in read.sources.items() if name != modality}
+    absent = {modality: "left out on request", **read.absent}
+    return dataclasses.replace(read, sources=sources, absent=absent, subtitle="" if modality == TEXT else read.subtitle)
 
 
 def _scored(read: Prediction, scores: np.ndarray, scale: Scale, top_k: int, model: str) -> ScoredLabels:

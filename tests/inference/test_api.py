@@ -16,7 +16,7 @@ from affectgpt_jax.data.responses import response_pieces, response_text
 from affectgpt_jax.data.tokenizer import Tokenizer, open_tokenizer
 from affectgpt_jax.exchange.export import export
 from affectgpt_jax.inference.calibration import probabilities
-from affectgpt_jax.inference.evaluate import PLAIN, make_queries
+from affectgpt_jax.inference.evaluate import PLAIN, Condition, make_queries
 from affectgpt_jax.inference.label_scores import LabelScorer, Scores
 from affectgpt_jax.inference.predict import longest_answer
 from affectgpt_jax.inference.runs import open_shards
@@ -24,7 +24,8 @@ from affectgpt_jax.inference.scored import calibration_file
 from tests.inference.clip_run import STEP, make_clip_run
 from tests.tiny_run import make_tokenizer
 
-MAX_NEW = 8
+MAX_NEW = 4
+"""The same everywhere, and a clip at a time but once: few programs to trace."""
 WORDS = ("happy", "sad", "angry")
 
 
@@ -64,10 +65,10 @@ def test_one_clip_many_clips_and_the_command_line_agree(
 ) -> None:
     """A folder, a pattern, a manifest, shards and single clips: one answer each, which the command line writes too."""
     out = tmp_path / "answers.jsonl"
-    words = ["--max-new", str(MAX_NEW), "--output", str(out)]
+    words = ["--max-new", str(MAX_NEW), "--output", str(out), "--batch", "1"]
     assert main(["predict", str(folder / "run"), *map(str, videos), *words]) == 0
     written = [json.loads(line) for line in out.read_text().splitlines()]
-    many = answered(model.predict_many(videos, max_new=MAX_NEW))
+    many = answered(model.predict_many(videos, max_new=MAX_NEW, batch=1))
     told = [(record["clip"], record["answer"], record["labels"], record["limits"]) for record in written]
     assert [(one.clip, one.answer, list(one.labels), one.limits) for one in many] == told
     assert all(record["limits"] == LIMITS for record in written)
@@ -80,22 +81,22 @@ def test_one_clip_many_clips_and_the_command_line_agree(
     manifest = tmp_path / "clips.jsonl"
     rows = [{"name": path.stem, "video": str(path), "subtitle": many[i].subtitle} for i, path in enumerate(videos)]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    listed = answered(model.predict_many(manifest, max_new=MAX_NEW, faces=folder / "corpus" / "openface_face"))
+    listed = answered(model.predict_many(manifest, max_new=MAX_NEW, batch=1, faces=folder / "corpus" / "openface_face"))
     assert [one.answer for one in listed] == [one.answer for one in many]
-    shards = answered(model.predict_many(folder / "shards", split="test", max_new=MAX_NEW))
+    shards = answered(model.predict_many(folder / "shards", split="test", max_new=MAX_NEW, batch=1))
     assert [one.answer for one in shards] == [one.answer for one in many]
-    everything = answered(model.predict_many(str(folder / "corpus" / "video"), max_new=2))
-    pattern = answered(model.predict_many(str(folder / "corpus" / "video" / "*.mp4"), max_new=2))
+    everything = answered(model.predict_many(str(folder / "corpus" / "video"), max_new=MAX_NEW, batch=1))
+    pattern = answered(model.predict_many(str(folder / "corpus" / "video" / "*.mp4"), max_new=MAX_NEW, batch=1))
     assert len(everything) == len(pattern) > len(many)
 
 
 def test_what_is_asked_and_told(model: AffectGPT, videos: list[Path]) -> None:
-    asked = model.predict(videos[0], "candidates", candidates="happy, sad", subtitle="Well.", max_new=2)
+    asked = model.predict(videos[0], "candidates", candidates="happy, sad", subtitle="Well.", max_new=MAX_NEW)
     assert "happy, sad" in asked.question
     assert asked.subtitle == "Well."
-    silent = model.predict(videos[0], subtitle="", max_new=2)
+    silent = model.predict(videos[0], subtitle="", max_new=MAX_NEW)
     assert (silent.subtitle, list(silent.absent)) == ("", ["text"])
-    drawn = [model.predict(videos[0], max_new=4, sampling=Sampling(1.0), seed=seed) for seed in (1, 1, 2)]
+    drawn = [model.predict(videos[0], max_new=MAX_NEW, sampling=Sampling(1.0), seed=seed) for seed in (1, 1, 2)]
     assert drawn[0].answer == drawn[1].answer
     assert drawn[0].seed == 1
     assert str(silent).splitlines()[0] == str(videos[0])
@@ -108,8 +109,8 @@ def test_one_bad_clip_stops_nothing(model: AffectGPT, videos: list[Path], tmp_pa
     bad = tmp_path / "broken.mp4"
     bad.write_text("no video")
     some = [videos[0], bad, videos[1]]
-    assert [type(one) for one in model.predict_many(some, max_new=2)] == [Prediction, Failed, Prediction]
-    assert [type(one) for one in model.score_many(some, WORDS)] == [ScoredLabels, Failed, ScoredLabels]
+    assert [type(one) for one in model.predict_many(some, max_new=MAX_NEW, batch=1)] == [Prediction, Failed, Prediction]
+    assert [type(one) for one in model.score_many(some, WORDS, batch=1)] == [ScoredLabels, Failed, ScoredLabels]
     for ask in (model.predict, model.score, model.stream):
         with pytest.raises(UserError, match=r"broken\.mp4: .*no media file"):
             ask(bad)
@@ -155,9 +156,9 @@ def test_no_piece_is_taken_back(tokenizer: Tokenizer, text: str) -> None:
 def test_scores_with_and_without_calibration(folder: Path, model: AffectGPT, videos: list[Path]) -> None:
     run = model.run
     queries = make_queries(run, open_shards(run.config, "test"), PLAIN, "ovlabel")
-    logs = LabelScorer(run, WORDS, batch=4, max_new=longest_answer(run.config))(queries)
+    logs = LabelScorer(run, WORDS, batch=1, max_new=longest_answer(run.config))(queries)
     raw = [probabilities(one.logs) for one in logs if isinstance(one, Scores)]
-    found = [one for one in model.score_many(videos, WORDS) if isinstance(one, ScoredLabels)]
+    found = [one for one in model.score_many(videos, WORDS, batch=1) if isinstance(one, ScoredLabels)]
     for one, expected in zip(found, raw, strict=True):
         assert [one.probabilities[word] for word in WORDS] == pytest.approx(expected.tolist(), abs=1e-3)
         assert list(one.probabilities.values()) == sorted(one.probabilities.values(), reverse=True)
@@ -165,7 +166,7 @@ def test_scores_with_and_without_calibration(folder: Path, model: AffectGPT, vid
         assert one.limits == LIMITS
         assert one.record()["limits"] == LIMITS
         json.dumps(one.record())
-    shards = [one for one in model.score_many(folder / "shards", WORDS) if isinstance(one, ScoredLabels)]
+    shards = [one for one in model.score_many(folder / "shards", WORDS, batch=1) if isinstance(one, ScoredLabels)]
     for one, other in zip(found, shards, strict=True):
         np.testing.assert_allclose(list(one.probabilities.values()), list(other.probabilities.values()), atol=1e-3)
     silent = model.score(videos[0], WORDS, threshold=1.0)
@@ -175,16 +176,36 @@ def test_scores_with_and_without_calibration(folder: Path, model: AffectGPT, vid
     assert LIMITS in silent._repr_html_()
     assert len(model.score(videos[0], WORDS, threshold=0.0, top_k=2).labels) == 2
 
+    deaf = model.score(videos[0], WORDS, without="audio")
+    assert deaf.absent == {"audio": "left out on request"}
+    assert set(deaf.sources) == {"face", "text"}
+    without = make_queries(run, open_shards(run.config, "test"), Condition("", "audio"), "ovlabel")
+    (one, *_) = LabelScorer(run, WORDS, batch=1, max_new=longest_answer(run.config))(without)
+    assert isinstance(one, Scores)
+    assert [deaf.probabilities[word] for word in WORDS] == pytest.approx(probabilities(one.logs).tolist(), abs=1e-3)
+    with pytest.raises(UserError, match="without='sound': expected one of face, audio, text"):
+        model.score(videos[0], WORDS, without="sound")
+
     file = folder / "words.txt"
     known = open_shards(run.config, "validation").text(0).labels
     file.write_text("\n".join([*WORDS, *known]))
-    calibrate = ["--calibrate", "validation", "--split", "test", "--vocabulary", str(file), "--no-answers"]
+    calibrate = [
+        "--calibrate",
+        "validation",
+        "--split",
+        "test",
+        "--vocabulary",
+        str(file),
+        "--no-answers",
+        "--batch",
+        "1",
+    ]
     assert main(["labels", str(folder / "run"), *calibrate]) == 0
     place = folder / "run" / "labels" / f"step{STEP:08d}"
     written = [json.loads(line) for line in (place / "test.jsonl").read_text().splitlines()]
     calibration = json.loads((place / "calibration.json").read_text())
     assert all(record["limits"] == LIMITS for record in written)
-    for record, one in zip(written, model.score_many(folder / "shards"), strict=True):
+    for record, one in zip(written, model.score_many(folder / "shards", batch=1), strict=True):
         assert isinstance(one, ScoredLabels)
         assert one.calibrated
         assert one.temperature == calibration["temperature"]
@@ -199,14 +220,15 @@ def test_scores_with_and_without_calibration(folder: Path, model: AffectGPT, vid
     assert rounded.fingerprint != model.fingerprint
 
 
+@pytest.mark.slow
 def test_exports_open_as_runs_do(folder: Path, model: AffectGPT, videos: list[Path], tmp_path: Path) -> None:
-    expected = [one.answer for one in answered(model.predict_many(videos, max_new=MAX_NEW))]
+    expected = [one.answer for one in answered(model.predict_many(videos, max_new=MAX_NEW, batch=1))]
     export(folder / "run", tmp_path / "merged", "merged", parity=False)
     merged = AffectGPT.load(tmp_path / "merged")
-    assert [one.answer for one in answered(merged.predict_many(videos, max_new=MAX_NEW))] == expected
+    assert [one.answer for one in answered(merged.predict_many(videos, max_new=MAX_NEW, batch=1))] == expected
     held = AffectGPT.load(tmp_path / "merged", weights="int8", cache="int8")
     assert held.config.model.decoder.base == "int8"
-    assert held.predict(videos[0], max_new=2).limits == LIMITS
+    assert held.predict(videos[0], max_new=MAX_NEW).limits == LIMITS
     with pytest.raises(UserError, match="no run folder and holds one checkpoint"):
         AffectGPT.load(tmp_path / "merged", step=3)
 

@@ -143,16 +143,18 @@ def test_answers_depend_on_it_a_little_and_say_so(folder: Path) -> None:
 
 def test_resumed_files_know_how_the_model_was_held(folder: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "answers.jsonl"
-    words = ["predict", str(folder / "based"), str(folder / "shards"), "--max-new", str(MAX_NEW), "--output", str(out)]
+    words = ["predict", str(folder / "based"), str(folder / "shards"), "--batch", "4", "--max-new", "8", "--output", str(out)]
     assert main(words) == 0
     assert main([*words, "--weights", "int8"]) == 2
     assert "weights None instead of 'int8'" in capsys.readouterr().err
-    assert main([*words, "--weights", "int8", "--cache", "int8", "--overwrite"]) == 0
+    held = ["--weights", "int8", "--cache", "int8"]
+    assert main([*words, *held, "--overwrite"]) == 0
     assert main(words) == 2
-    assert main([*words, "--weights", "int8", "--cache", "int8", "--mesh", "data=1"]) == 0  # nothing is left to do
-    evaluated = ["evaluate", str(folder / "based"), "--plain", "--output", str(tmp_path), "--weights", "int8"]
+    assert main([*words, *held, "--mesh", "data=1"]) == 0  # nothing is left to do
+    evaluated = ["evaluate", str(folder / "based"), "--plain", "--output", str(tmp_path), *held]
     assert main(evaluated) == 0
-    assert json.loads((tmp_path / "scores.json").read_text())["weights"] == "int8"
+    facts = json.loads((tmp_path / "scores.json").read_text())
+    assert (facts["weights"], facts["cache"]) == ("int8", "int8")
     assert all(json.loads(line)["limits"] for line in (tmp_path / "answers.jsonl").read_text().splitlines())
 
 

@@ -33,8 +33,7 @@ def answers(folder: Path, place: Placement) -> list[tuple[str, int]]:
     return [(one.text, one.tokens) for one in found if isinstance(one, Answer)]
 
 
-@pytest.mark.parametrize("mesh", ["data=4,tensor=2", "data=2,fsdp=2,tensor=2"])
-@pytest.mark.parametrize("how", [None, "int8"])
+@pytest.mark.parametrize(("mesh", "how"), [("data=4,tensor=2", None), ("data=2,fsdp=2,tensor=2", "int8")])
 def test_answers_are_those_of_one_device(folder: Path, mesh: str, how: str | None) -> None:
     """Data- and tensor-parallel, in float32 and as int8: the same tokens."""
     one = make_mesh(MeshConfig(data=1), jax.devices()[:1])
