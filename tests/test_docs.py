@@ -3,12 +3,15 @@
 import re
 import shlex
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
 
+from affectgpt_jax import LIMITS
 from affectgpt_jax.cli import COMMANDS, main
 from tests.conftest import ROOT, reference_folder
+from tests.notebooks import run_notebook
 
 SMALLER = {
     "synth": ["--train", "10", "--validation", "4", "--test", "6"],
@@ -59,6 +62,17 @@ def test_the_demo_step_by_step(
         assert main([name, *words, *SMALLER.get(name, [])]) == 0, (name, words, capsys.readouterr().err)
         seen.add(name)
     assert seen == set(COMMANDS) - {"score", "wheel", "verify-release"}  # these need reference material
+    clip = str(sorted(Path("runs/demo/corpus/video").glob("*.mp4"))[-1])
+    for page in ("docs/api.md", "docs/predict.md"):
+        blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+        assert blocks
+        for block in blocks:
+            exec(block.replace("CLIP.mp4", clip), {})
+    monkeypatch.delenv("AFFECTGPT_RUN", raising=False)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
+        assert LIMITS in run_notebook(ROOT / "docs" / "notebook.ipynb")["score"]
     for file in ("report.html", "scores.json", "answers.jsonl", "config.yaml", "metrics.jsonl"):
         assert (tmp_path / "runs" / "demo" / file).is_file(), file
 
