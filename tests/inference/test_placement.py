@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from affectgpt_jax.checkpoint import Checkpoints
 from affectgpt_jax.cli import main
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.config.loading import parse_mesh
@@ -109,27 +109,26 @@ def test_a_run_held_as_int8_opens_in_its_own_type(folder: Path) -> None:
 
 def test_one_kernel_at_a_time_is_a_float(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel of the checkpoint is read alone, and is gone before the next one is read."""
-    alive: list[set[str]] = []
-    parts = Checkpoints._parts
-
-    def kernels() -> int:
-        """How many arrays there are that may be kernels of layers; none is held on to."""
-        return sum(x.dtype == jnp.float32 and x.shape in shapes for x in jax.live_arrays())
-
-    def watched(self: Checkpoints, *args: Any) -> Any:
-        for part in parts(self, *args):
-            alive.append({path for path in part if path in KERNELS})
-            assert kernels() == len(alive[-1])
-            yield part
-            del part
-
     config, _ = resolve(tiny_config(folder))
     shapes = {paths(parameter_shapes(AffectGPT(config.model)))[path].shape for path in KERNELS}
-    monkeypatch.setattr(Checkpoints, "_parts", watched)
-    assert kernels() == 0
+    restore = ocp.PyTreeCheckpointer.restore
+    read: list[set[str]] = []
+
+    def kernels() -> int:
+        """How many arrays there are that may be kernels of layers."""
+        return sum(x.dtype == jnp.float32 and x.shape in shapes for x in jax.live_arrays())
+
+    def watched(self: ocp.PyTreeCheckpointer, place: Path, args: Any) -> Any:
+        assert kernels() == 0
+        read.append(KERNELS & paths(args.item).keys())
+        found = restore(self, place, args=args)
+        assert kernels() == len(read[-1])
+        return found
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", watched)
     open_trained(folder / "whole", place=INT8)
-    assert max(map(len, alive)) == 1
-    assert sorted(path for part in alive for path in part) == sorted(KERNELS)
+    assert max(map(len, read)) == 1
+    assert sorted(path for part in read for path in part) == sorted(KERNELS)
 
 
 def test_answers_depend_on_it_a_little_and_say_so(folder: Path) -> None:
