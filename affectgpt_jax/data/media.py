@@ -136,11 +136,12 @@ def read_audio(path: Path, rate: int = SAMPLE_RATE) -> Audio:
     return Audio(samples, rate)
 
 
-def read_faces(path: Path) -> np.ndarray:
+def read_faces(path: Path, *, mapped: bool = False) -> np.ndarray:
     """Reads stored face crops, one per video frame in which a face was found (OpenFace folders of the release).
 
     Args:
         path: A .npy file.
+        mapped: Leave it on disk, and read what is looked at.
 
     Returns:
         uint8 [n, h, w, 3] with n >= 1, channels in the order in which they were stored.
@@ -149,7 +150,7 @@ def read_faces(path: Path) -> np.ndarray:
         MediaError: The file is missing, no .npy file, or not a uint8 array of that form.
     """
     try:
-        faces = np.load(path, allow_pickle=False)
+        faces = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except FileNotFoundError as error:
         raise MediaError(path, "there is no such file") from error
     except (ValueError, EOFError, OSError) as error:
@@ -267,8 +268,8 @@ _UPRIGHT: Mapping[int, tuple[str, ...]] = {90: ("clock",), 180: ("clock", "clock
 
 
 class Upright:
-    """Decoded frames as pictures in the video's proportions, uint8 [height, width, 3], RGB, upright, and not larger than
-    need be. The first one decides the size, to which all others are brought.
+    """Decoded frames as pictures in the video's proportions, uint8 [height, width, 3], RGB, upright, and not larger
+    than need be. The first one decides the size, to which all others are brought.
 
     Attributes:
         scale: by how much they are scaled.
