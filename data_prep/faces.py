@@ -28,6 +28,9 @@ FacePolicy = Literal["files", "detect", "files_or_detect"]
 MARGIN = 0.1
 """What a crop has more than the detector's box on each side, as a share of the longer side of the box."""
 
+SAME = 0.5
+"""Share of a box that may lie in that of another face."""
+
 CROP = 112
 """Side of a crop in pixels: that of OpenFace's."""
 
@@ -201,12 +204,11 @@ def detect_faces(video: Path, candidates: int, detector: FaceDetector) -> Detect
 
 
 def _cut(places: Sequence[int], frames: np.ndarray, scale: float, detector: FaceDetector) -> DetectedFaces:
-    """All faces of some frames, cut out; those of a frame from the largest to the smallest, of one size the surest
-    first. Frames are uint8 [n, height, width, 3], scaled by `scale`."""
+    """All faces of some frames, cut out; see `_in_order`. Frames are uint8 [n, height, width, 3], scaled by `scale`."""
     found = [
         (place, _crop(frame, box), tuple((box / scale).tolist()))
         for place, frame, faces in zip(places, frames, detector(frames), strict=True)
-        for box in faces.boxes[np.lexsort((faces.scores, faces.boxes[:, 2] * faces.boxes[:, 3]))[::-1]]
+        for box in _in_order(faces)
     ]
     crops = [crop for _, crop, _ in found]
     return DetectedFaces(
@@ -214,6 +216,20 @@ def _cut(places: Sequence[int], frames: np.ndarray, scale: float, detector: Face
         tuple(place for place, _, _ in found),
         tuple(box for _, _, box in found),
     )
+
+
+def _in_order(faces: Faces) -> list[np.ndarray]:
+    """The boxes of a frame from the largest to the smallest, of one size the surest first. Detectors may box a face
+    several times: one that lies by more than `SAME` in a larger one is left out."""
+    kept: list[np.ndarray] = []
+    for box in faces.boxes[np.lexsort((faces.scores, faces.boxes[:, 2] * faces.boxes[:, 3]))[::-1]]:
+        inside = (
+            np.maximum(np.minimum(box[:2] + box[2:], other[:2] + other[2:]) - np.maximum(box[:2], other[:2]), 0)
+            for other in kept
+        )
+        if all(np.prod(sides) <= SAME * np.prod(box[2:]) for sides in inside):
+            kept.append(box)
+    return kept
 
 
 def _frames(video: Path, candidates: int) -> tuple[list[int], np.ndarray, float]:

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from affectgpt_jax.inference.timeline.windows import windows
     from affectgpt_jax.replacing import replacing
     from affectgpt_jax.unibench.table_cache import load_table
-    from data_prep.faces import face_crops
+    from data_prep.faces import FacePolicy, face_crops
 
     _check(args)
     windows(1.0, args.window, args.hop)
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     model, table = fingerprint(trained), load_table(args.wheel_dir)
     place = Path(args.run) / FOLDER / step_name(trained.step) / "calibration.json"
     calibration, vocabulary = open_calibration(place, trained, model, table, args.vocabulary, args.wheel_dir)
-    policy = "files"
+    policy: FacePolicy = "files"
     if args.faces in POLICIES:
         policy = args.faces
     crops = face_crops("files", "")

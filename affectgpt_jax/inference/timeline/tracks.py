@@ -6,6 +6,8 @@ no pair is left for is somebody new. Whoever leaves for longer than `GAP`, or is
 somebody new: faces are followed, never recognised.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 OVERLAP = 0.1
@@ -34,7 +36,7 @@ def track(times: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     last: dict[int, int] = {}  # of each track that may go on, its last face
     begun = 0
     starts = np.flatnonzero(np.diff(times, prepend=-np.inf) > 0).tolist()
-    for start, end in zip(starts, [*starts[1:], len(times)], strict=True):
+    for start, end in pairwise([*starts, len(times)]):
         last = {name: face for name, face in last.items() if times[start] - times[face] <= GAP}
         names = list(last)
         shared = overlap(boxes[[last[name] for name in names]], boxes[start:end])
