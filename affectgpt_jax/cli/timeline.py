@@ -140,7 +140,8 @@ def run(args: argparse.Namespace) -> int:
         draft.write_text(page(found, shown, link(media, args.output), question=question, notes=notes), encoding="utf-8")
     failed = sum("error" in record for record in found.records)
     people = len({record["person"] for record in found.records} - {""})
-    print(f"{len(found.records)} windows of {found.seconds:.1f} s, {people} {'people' if people > 1 else 'person'}")
+    parts = len({record["start"] for record in found.records})
+    print(f"{found.seconds:.1f} s, windows: {parts}, people: {people}, answers: {len(found.records) - failed}")
     for problem in found.problems:
         print(f"{args.video}: {problem}")
     if failed:

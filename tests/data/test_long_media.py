@@ -1,4 +1,4 @@
-"""Long recordings read from beginning to end: the same samples and frames as of clips, and what is broken passed over."""
+"""Long recordings from beginning to end: the samples and frames are those of clips, what is broken is passed over."""
 
 from fractions import Fraction
 from pathlib import Path

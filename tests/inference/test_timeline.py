@@ -217,7 +217,7 @@ def test_nobody_is_seen_for_a_while(tmp_path: Path) -> None:
     inputs.encode(Watching())
     assert [inputs.people(window) for window in range(3)] == [["1", "2"], ["1"], [""]]
     seen = inputs.seen(2, "")
-    assert (list(seen.features), seen.absent) == (["audio"], {"face": "no face was found here"})
+    assert (list(seen.features), seen.absent) == (["audio"], {"face": "the detector found no face here"})
 
 
 def test_the_built_in_detector_tells_people_apart(tmp_path: Path) -> None:

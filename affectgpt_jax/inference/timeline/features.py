@@ -351,7 +351,7 @@ class Inputs:
         within = self._within(window)
         own = within[all_of_them["person"][within] == int(person or -1)]
         if not len(own):
-            return None, _NOWHERE, "no face was found here"
+            return None, _NOWHERE, f"{self._detector or 'the detector'} found no face here"
         chosen = own[frame_indices(len(own), count)].tolist()
         rows = [self._pictures.read(int(all_of_them["piece"][i]))["face"][all_of_them["row"][i]] for i in chosen]
         source = self._seconds(self._times(all_of_them["place"][chosen].tolist()))
