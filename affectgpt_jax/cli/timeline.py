@@ -85,9 +85,11 @@ def run(args: argparse.Namespace) -> int:
 
     _check(args)
     windows(1.0, args.window, args.hop)
-    fields = dict(map(question_field, args.field))
-    valence = args.question == "valence"
-    question = question_text(args.question, **(({"low": "-1", "high": "1"} if valence else {}) | fields))
+    fields, valence = dict(map(question_field, args.field)), None
+    if args.question == "valence":
+        fields = {"low": "-1", "high": "1"} | fields
+        valence = _limits(fields["low"], fields["high"])
+    question = question_text(args.question, **fields)
     if not args.video.is_file():
         raise MediaError(args.video, "there is no such file")
     trained = open_trained(args.run, args.step)
@@ -148,6 +150,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"{failed} could not be asked, e.g. {next(x['error'] for x in found.records if 'error' in x)}")
     print(f"written: {args.output / 'timeline.html'}, .png, .csv, .jsonl\n{LIMITS}")
     return 1 if failed or found.problems else 0
+
+
+def _limits(low: str, high: str) -> tuple[float, float]:
+    try:
+        found = float(low), float(high)
+    except ValueError:
+        found = 0.0, 0.0
+    if not found[0] < found[1]:
+        raise UserError(f"--field low={low}, high={high}: expected numbers, the first one smaller")
+    return found
 
 
 def _check(args: argparse.Namespace) -> None:

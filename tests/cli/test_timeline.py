@@ -233,6 +233,7 @@ def test_going_on_after_an_interruption(folder: Path, tmp_path: Path, monkeypatc
         (["--subtitles", "README.md", "--no-subtitle"], "contradict each other"),
         (["--faces", "files", "--detector", "x.onnx"], "--detector x.onnx goes with --faces detect"),
         (["--question", "lables"], "did you mean labels"),
+        (["--question", "valence", "--field", "low=2"], "--field low=2, high=1: expected numbers"),
         ([], "there is no such file"),
     ],
 )

@@ -1,5 +1,6 @@
 """Timelines: a window sees what the clip cut out there shows, everything is encoded once, people are told apart."""
 
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -320,6 +321,20 @@ def test_what_is_absent(tmp_path: Path) -> None:
     assert short.seen(1, "1").absent == {"frame": "there is no picture here that can be decoded"}
 
 
+def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
+    def peak(minutes: int) -> int:
+        video = write_wav(tmp_path / f"{minutes}.wav", np.tile(tone(60.0), minutes))
+        inputs = make(tmp_path / str(minutes), video, ["audio@2"], 4.0, 4.0)
+        tracemalloc.start()
+        inputs.encode(Watching())
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    short, long = peak(4), peak(20)
+    assert long < 1.1 * short
+
+
 def test_features_are_known_by_all_that_they_depend_on(tmp_path: Path) -> None:
     video = write_wav(tmp_path / "a.wav", tone(1))
     other = write_wav(tmp_path / "b.wav", tone(1, frequency=300))
@@ -386,9 +401,10 @@ def test_people() -> None:
         ("about .25 or so", 0.25),
         ("+1", 1.0),
         ("I would say 0.", 0.0),
+        ("7 out of 10", None),
         ("neutral", None),
         ("", None),
     ],
 )
 def test_numbers_of_answers(answer: str, number: float | None) -> None:
-    assert number_in(answer) == number
+    assert number_in(answer, -1.0, 1.0) == number

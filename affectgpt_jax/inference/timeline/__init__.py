@@ -36,7 +36,7 @@ from affectgpt_jax.weights.towers import weights_hash
 CACHE = "cache"
 """Below the output folder."""
 
-_NUMBER = re.compile(r"[-+\u2212]?(?:\d+(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Settings:
       stored: whether stored crops are used where there are any.
       find: detects faces where there are none; None leaves them absent.
       provenance: what detects.
-      valence: whether the answer is a number.
+      valence: the least and the largest number that the answer can be; None if it is none.
     """
 
     how: How
@@ -65,7 +65,7 @@ class Settings:
     stored: bool = True
     find: Find | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    valence: bool = False
+    valence: tuple[float, float] | None = None
 
 
 class Row(NamedTuple):
@@ -84,6 +84,7 @@ class Timeline(NamedTuple):
       pictures: whether it has any.
       records: one for each window and person, in order; see docs/timeline.md.
       words: float64 [n, V], the probabilities of the vocabulary by record; not a number where it was not asked.
+      limits: of valences.
       problems: what of the recording could not be read.
       run: the run's folder, and the checkpoint's step.
     """
@@ -93,6 +94,7 @@ class Timeline(NamedTuple):
     pictures: bool
     records: list[Record]
     words: np.ndarray
+    limits: tuple[float, float]
     problems: list[str]
     run: str
     step: int
@@ -209,13 +211,17 @@ def make_timeline(
         ]
     )
     pictures = len(recording.times) > 0
-    return Timeline(video, recording.seconds, pictures, records, words, inputs.problems, trained.source, trained.step)
+    limits = settings.valence or (-1.0, 1.0)
+    return Timeline(
+        video, recording.seconds, pictures, records, words, limits, inputs.problems, trained.source, trained.step
+    )
 
 
-def number_in(answer: str) -> float | None:
-    """The number that an answer gives; None where it gives none."""
+def number_in(answer: str, low: float, high: float) -> float | None:
+    """The number that an answer gives; None where it gives none, or one that was not to be given."""
     found = _NUMBER.search(answer.replace("\u2212", "-"))
-    return float(found.group()) if found else None
+    number = float(found.group()) if found else None
+    return None if number is None or not low <= number <= high else number
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -327,8 +333,8 @@ def _record(
     else:
         cut = f"cut off after {settings.how.max_new} tokens" if found["tokens"] >= settings.how.max_new else ""
         record |= {"answer": found["answer"], "answer_labels": found["labels"]}
-        if settings.valence:
-            record["valence"] = number_in(found["answer"])
+        if settings.valence is not None:
+            record["valence"] = number_in(found["answer"], *settings.valence)
         record |= label_record(np.array(found["scores"]), vocabulary, calibration.temperature, calibration.threshold)
         record |= {"notes": [note for note in (found["note"], cut) if note], "tokens": found["tokens"]}
     said = {name: {part: value for part, value in asdict(source).items() if value} for name, source in sources.items()}

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TOP = 8
-"""Labels that are shown: more curves cannot be told apart."""
+"""Labels that are shown at most: more curves cannot be told apart."""
+
+FAINT = 0.01
+"""Labels that are never likelier are not shown."""
 
 PEOPLE = 6
 """People who are plotted, those who are seen in most windows."""
@@ -52,7 +55,7 @@ class Curves(NamedTuple):
 
 
 def curves(timeline: Timeline, vocabulary: Vocabulary, by: By) -> Curves:
-    """The labels with the largest mean probability.
+    """The labels with the largest mean probability, without those that never have any to speak of.
 
     Args:
       timeline: what was found.
@@ -63,22 +66,30 @@ def curves(timeline: Timeline, vocabulary: Vocabulary, by: By) -> Curves:
     if by == "wheel":
         names, values = vocabulary.names[0], group_probabilities(values, vocabulary)[0]
     known = ~np.isnan(values).any(axis=1)
-    means = values[known].mean(axis=0) if known.any() else np.zeros(len(names))
-    order = np.argsort(-means, kind="stable")[:TOP]
+    means, most = (values[known].mean(axis=0), values[known].max(axis=0)) if known.any() else np.zeros((2, len(names)))
+    order = [i for i in np.argsort(-means, kind="stable")[:TOP].tolist() if most[i] >= FAINT]
     return Curves(tuple(names[i] for i in order), values[:, order])
+
+
+def valences(timeline: Timeline) -> np.ndarray | None:
+    """The valence by record, not a number where the answer has none: float64 [n]; None if it was not asked for."""
+    if not any("valence" in record for record in timeline.records):
+        return None
+    numbers = [record.get("valence") for record in timeline.records]
+    return np.array([np.nan if number is None else number for number in numbers], np.float64)
 
 
 def write_csv(path: Path, timeline: Timeline, shown: Curves) -> None:
     """One row a window and person; a column p_LABEL for each label that is shown."""
-    valence = any("valence" in record for record in timeline.records)
+    valence = valences(timeline)
     with replacing(path) as draft, draft.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         table = csv.writer(file)
-        columns = ("start", "end", "person", "labels", "answer", *(["valence"] if valence else []))
+        columns = ("start", "end", "person", "labels", "answer", *([] if valence is None else ["valence"]))
         table.writerow([*columns, "words", "absent", "error", *(f"p_{name}" for name in shown.names)])
         for record, values in zip(timeline.records, shown.values, strict=True):
             row = [f"{record['start']:g}", f"{record['end']:g}", record["person"], ", ".join(record["labels"])]
             number = record.get("valence")
-            row += [record["answer"], *(["" if number is None else f"{number:g}"] if valence else [])]
+            row += [record["answer"], *([] if valence is None else ["" if number is None else f"{number:g}"])]
             row += [record["words"], ", ".join(record["absent"]), record.get("error", "")]
             table.writerow([*row, *("" if np.isnan(x) else f"{x:.6f}" for x in values)])
 
@@ -132,8 +143,8 @@ def write_plot(path: Path, timeline: Timeline, shown: Curves) -> None:
     from matplotlib.figure import Figure
 
     people = plotted(timeline)
-    valence = any(record.get("valence") is not None for record in timeline.records)
-    heights = [height for _ in people for height in ((2.6, 1.2) if valence else (2.6,))]
+    valence = valences(timeline)
+    heights = [height for _ in people for height in ((2.6,) if valence is None else (2.6, 1.2))]
     style: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with rc_context(style):
         figure = Figure(figsize=(11, 0.9 + sum(heights)), layout="constrained", facecolor=LIGHT.ground)
@@ -149,11 +160,11 @@ def write_plot(path: Path, timeline: Timeline, shown: Curves) -> None:
             axes.set_title(person_name(person, timeline), loc="left", fontsize=10, fontweight="bold")
             if axes is panels[0]:
                 axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-            if valence:
+            if valence is not None:
                 axes = next(rest)
-                numbers = np.array([_nan(record.get("valence")) for record in timeline.records])
-                _line(axes, timeline, runs, numbers, len(COLOURS) - 1, "valence")
-                axes.axhline(0, color=LIGHT.grid, linewidth=0.8)
+                _line(axes, timeline, runs, valence, 0, "valence")
+                axes.set_ylim(*timeline.limits)
+                axes.axhline(0, color=LIGHT.faint, linewidth=0.8)
                 axes.set_ylabel("valence")
         for axes in panels:
             axes.grid(axis="y", linewidth=0.6, color=LIGHT.grid)
@@ -179,7 +190,3 @@ def ceiling(values: np.ndarray) -> float:
     """The top of the axis: the largest probability, rounded up to a tenth."""
     known = values[~np.isnan(values)]
     return float(min(1.0, np.ceil(known.max(initial=0.0) * 10 + 0.2) / 10)) if known.size else 1.0
-
-
-def _nan(number: float | None) -> float:
-    return np.nan if number is None else number

@@ -14,7 +14,16 @@ from affectgpt_jax.inference.predict import LIMITS
 from affectgpt_jax.inference.report.markup import STYLE, Cell, Html, document, facts, listing, section, table, tag
 from affectgpt_jax.inference.report.page import LIMITS as LONG_LIMITS
 from affectgpt_jax.inference.timeline import Timeline, clock
-from affectgpt_jax.inference.timeline.files import COLOURS, Curves, ceiling, middle, person_name, plotted, spans
+from affectgpt_jax.inference.timeline.files import (
+    COLOURS,
+    Curves,
+    ceiling,
+    middle,
+    person_name,
+    plotted,
+    spans,
+    valences,
+)
 from affectgpt_jax.version import __version__
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 1000, 230, 44, 12, 26
@@ -87,16 +96,13 @@ def _legend(shown: Curves) -> Html:
 
 def _drawings(timeline: Timeline, shown: Curves, people: Sequence[str]) -> Iterator[Html]:
     top = ceiling(shown.values)
-    numbers = [record.get("valence") for record in timeline.records]
-    valence = np.array([np.nan if number is None else number for number in numbers], np.float64)
-    known = valence[~np.isnan(valence)]
+    valence = valences(timeline)
     for person in people:
         name = person_name(person, timeline)
         lines = list(shown.values.T)
         yield _drawing(timeline, person, f"Probabilities, {name}", name, lines, (0.0, top))
-        if known.size:
-            most = max(1.0, float(np.abs(known).max()))
-            yield _drawing(timeline, person, f"Valence, {name}", "valence", [valence], (-most, most))
+        if valence is not None:
+            yield _drawing(timeline, person, f"Valence, {name}", "valence", [valence], timeline.limits)
 
 
 def _drawing(
