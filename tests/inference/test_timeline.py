@@ -372,6 +372,7 @@ def test_tracks() -> None:
     assert track(*faces(swapped)).tolist() == [0, 1, 1, 0, 0, 1, 0]
     gone = {0.0: [one], 1.9: [one], 4.0: [one]}
     assert track(*faces(gone)).tolist() == [0, 0, 1]
+    assert track(*faces(gone), spacing=1.0).tolist() == [0, 0, 0]  # two frames were missed
     # The pair that overlaps most goes first, though the other face comes first.
     close = {0.0: [one], 0.5: [(6, 0, 10, 10), (1, 0, 10, 10)]}
     assert track(*faces(close)).tolist() == [0, 1, 0]

@@ -277,7 +277,9 @@ class Inputs:
         places, boxes, pieces, rows = (
             np.concatenate(own) for own in zip((_NOTHING, np.zeros((0, 4)), _NOTHING, _NOTHING), *parts, strict=True)
         )
-        found = people(self.recording.times[places], boxes)
+        looked = self.recording.times[self._looked]
+        spacing = float(np.median(np.diff(looked))) if len(looked) > 1 else 0.0
+        found = people(self.recording.times[places], boxes, spacing)
         return {"place": places, "box": boxes, "piece": pieces, "row": rows, "person": found}
 
     @property

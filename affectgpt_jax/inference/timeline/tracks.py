@@ -14,30 +14,32 @@ OVERLAP = 0.1
 """Intersection over union from which on two boxes can be one person's. Low, since between two frames that are looked at
 a head moves far, and two heads hardly ever overlap."""
 
-GAP = 2.0
-"""Seconds for which a face may be lost: turned away, covered, or missed."""
+GAP, MISSED = 2.0, 2
+"""Seconds, and frames that are looked at, for which a face may be lost: turned away, covered, or missed. The longer of
+the two counts."""
 
-SIGHTINGS, SEEN = 3, 1.0
+SIGHTINGS, SEEN = 4, 1.0
 """Frames, and seconds from the first to the last of them, that make a person; what is less is taken for a mistake of
 the detector."""
 
 
-def track(times: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def track(times: np.ndarray, boxes: np.ndarray, spacing: float = 0.0) -> np.ndarray:
     """Follow faces.
 
     Args:
       times: float64 [m], when each face is seen, ascending; faces of one frame have the same.
       boxes: float [m, 4], left, top, width, height.
+      spacing: seconds between frames that are looked at.
 
     Returns:
       int64 [m], the track of each face; tracks are numbered as they begin.
     """
     tracks = np.full(len(times), -1)
     last: dict[int, int] = {}  # of each track that may go on, its last face
-    begun = 0
+    begun, gap = 0, max(GAP, (MISSED + 1.5) * spacing)
     starts = np.flatnonzero(np.diff(times, prepend=-np.inf) > 0).tolist()
     for start, end in pairwise([*starts, len(times)]):
-        last = {name: face for name, face in last.items() if times[start] - times[face] <= GAP}
+        last = {name: face for name, face in last.items() if times[start] - times[face] <= gap}
         names = list(last)
         shared = overlap(boxes[[last[name] for name in names]], boxes[start:end])
         # Of pairs that overlap alike the older track goes first, then the face that comes first.
@@ -62,7 +64,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return shared / np.maximum(np.prod(a[..., 2:], axis=-1) + np.prod(b[..., 2:], axis=-1) - shared, 1e-12)
 
 
-def people(times: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def people(times: np.ndarray, boxes: np.ndarray, spacing: float = 0.0) -> np.ndarray:
     """Tell people apart where several are seen.
 
     If no two people (`SIGHTINGS`, `SEEN`) are ever seen in one frame, there is one person, whose face is the largest of
@@ -71,12 +73,13 @@ def people(times: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     Args:
       times: float64 [m], as in `track`.
       boxes: float [m, 4]; those of a frame from the largest to the smallest.
+      spacing: as in `track`.
 
     Returns:
       int64 [m], the person of each face, numbered from 1 in the order in which they appear; 0 for faces that are
       nobody's.
     """
-    tracks = track(times, boxes)
+    tracks = track(times, boxes, spacing)
     kept = [name for name in range(tracks.max(initial=-1) + 1) if _counts(times[tracks == name])]
     together = np.diff(times[np.isin(tracks, kept)]) == 0
     if not together.any():
