@@ -7,7 +7,7 @@ frames that the reference picks. A frame without a face is passed over; a clip w
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,22 +17,19 @@ import av
 import cv2
 import numpy as np
 
-from affectgpt_jax.data.clips import ClipFiles, DetectedFaces, read_modality
-from affectgpt_jax.data.media import FRAME_SIZE, AbsentStream, MediaError, frame_count
+from affectgpt_jax.data.clips import CANDIDATES, FRAME_SIDE, ClipFiles, DetectedFaces, read_modality
+from affectgpt_jax.data.media import FRAME_SIZE, AbsentStream, MediaError, Upright, frame_count
 from affectgpt_jax.data.preprocess import frame_indices, pick_faces
 from affectgpt_jax.data.shard_schema import Stream, file_digest
 from affectgpt_jax.errors import UserError
 
 FacePolicy = Literal["files", "detect", "files_or_detect"]
 
-CANDIDATES = 2
-"""Frames shown to the detector for each crop wanted."""
-
-FRAME_SIDE = 1280
-"""Longer side of a frame at most, in pixels; larger videos are scaled down."""
-
 MARGIN = 0.1
 """What a crop has more than the detector's box on each side, as a share of the longer side of the box."""
+
+SAME = 0.5
+"""Share of a box that may lie in that of another face."""
 
 CROP = 112
 """Side of a crop in pixels: that of OpenFace's."""
@@ -123,6 +120,22 @@ class FaceCrops:
             tuple(found.boxes[i] for i in picked),
         )
 
+    def find_all(self, places: Sequence[int], frames: np.ndarray, scale: float) -> DetectedFaces:
+        """Detects all faces in some frames.
+
+        Args:
+            places: numbers of the frames.
+            frames: uint8 [n, height, width, 3], RGB, upright, `FRAME_SIDE` pixels at most.
+            scale: by how much they were scaled; boxes are those of the frames as they were.
+
+        Returns:
+            Faces in the order of the frames, those of a frame from the largest to the smallest, with crops of 112 by
+            112 pixels; there may be none.
+        """
+        if self.detector is None:
+            raise ValueError(f"the policy {self.policy!r} needs a detector")
+        return _cut(places, frames, scale, self.detector)
+
     def media(self, files: ClipFiles, stream: Stream) -> np.ndarray | None:
         """`read_modality` of a clip whose crops may have to be detected."""
         if stream.modality != "face" or not self.detects(files):
@@ -183,11 +196,19 @@ def detect_faces(video: Path, candidates: int, detector: FaceDetector) -> Detect
         MediaError: the file is missing, no media file, cut short or damaged.
     """
     places, frames, scale = _frames(video, candidates)
+    found = _cut(places, frames, scale, detector)
+    largest = np.unique(found.frames, return_index=True)[1].tolist()
+    return DetectedFaces(
+        found.crops[largest], tuple(found.frames[i] for i in largest), tuple(found.boxes[i] for i in largest)
+    )
+
+
+def _cut(places: Sequence[int], frames: np.ndarray, scale: float, detector: FaceDetector) -> DetectedFaces:
+    """All faces of some frames, cut out; see `_in_order`. Frames are uint8 [n, height, width, 3], scaled by `scale`."""
     found = [
         (place, _crop(frame, box), tuple((box / scale).tolist()))
         for place, frame, faces in zip(places, frames, detector(frames), strict=True)
-        if len(faces.boxes)
-        for box in (_largest(faces),)
+        for box in _in_order(faces)
     ]
     crops = [crop for _, crop, _ in found]
     return DetectedFaces(
@@ -197,40 +218,41 @@ def detect_faces(video: Path, candidates: int, detector: FaceDetector) -> Detect
     )
 
 
+def _in_order(faces: Faces) -> list[np.ndarray]:
+    """The boxes of a frame from the largest to the smallest, of one size the surest first. Detectors may box a face
+    several times: one that lies by more than `SAME` in a larger one is left out."""
+    kept: list[np.ndarray] = []
+    for box in faces.boxes[np.lexsort((faces.scores, faces.boxes[:, 2] * faces.boxes[:, 3]))[::-1]]:
+        inside = (
+            np.maximum(np.minimum(box[:2] + box[2:], other[:2] + other[2:]) - np.maximum(box[:2], other[:2]), 0)
+            for other in kept
+        )
+        if all(np.prod(sides) <= SAME * np.prod(box[2:]) for sides in inside):
+            kept.append(box)
+    return kept
+
+
 def _frames(video: Path, candidates: int) -> tuple[list[int], np.ndarray, float]:
     """Frames spread evenly over a video: their numbers, uint8 [n, height, width, 3], RGB, upright, in the video's
     proportions, and by how much they were scaled."""
     wanted = set(frame_indices(frame_count(video), candidates))
     places: list[int] = []
     pictures: list[np.ndarray] = []
-    size: tuple[int, int] | None = None
-    scale = 1.0
+    upright = Upright(FRAME_SIDE)
     try:
         with av.open(str(video)) as container:
             container.streams.video[0].thread_type = "NONE"  # many clips are decoded side by side
             for position, frame in enumerate(container.decode(video=0)):
                 if position in wanted:
-                    if size is None:  # of the first; all others are brought to it
-                        scale = min(1.0, FRAME_SIDE / max(frame.width, frame.height))
-                        size = (round(frame.width * scale), round(frame.height * scale))
-                    rgb = frame.reformat(*size, format="rgb24", interpolation="BILINEAR").to_ndarray()
-                    # FFmpeg states the rotation counterclockwise; angles between are left alone, as decord does.
-                    turns = frame.rotation // 90 if frame.rotation % 90 == 0 else 0
                     places.append(position)
-                    pictures.append(np.ascontiguousarray(np.rot90(rgb, turns)))
+                    pictures.append(upright(frame))
                     if len(pictures) == len(wanted):
                         break
     except av.error.FFmpegError as error:
         raise MediaError(video, f"cannot be decoded: damaged or cut short ({error.strerror})") from error
     if not pictures:
         raise MediaError(video, "no frame can be decoded")
-    return places, np.stack(pictures), scale
-
-
-def _largest(faces: Faces) -> np.ndarray:
-    """The box of the largest face; of faces of one size the surest."""
-    sizes = faces.boxes[:, 2] * faces.boxes[:, 3]
-    return faces.boxes[np.lexsort((faces.scores, sizes))[-1]]
+    return places, np.stack(pictures), upright.scale
 
 
 def _crop(frame: np.ndarray, box: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ SMALLER = {
     "towers": ["--clips", "12", "--held-out", "8", "--steps", "2", "--workers", "1"],
     "train": ["train.steps=2", "train.rows=2", "train.checkpoint_every=2"],
     "predict": ["--max-new", "8"],
+    "timeline": ["--max-new", "8"],
 }
 """Options that come last and so win."""
 PAGES = (
@@ -27,6 +28,7 @@ PAGES = (
     "docs/data.md",
     "docs/training.md",
     "docs/predict.md",
+    "docs/timeline.md",
     "docs/doctor.md",
     "docs/fetch.md",
     "docs/running.md",
@@ -56,7 +58,7 @@ def test_the_demo_step_by_step(
     for _, name, *words in commands("affectgpt", *PAGES):
         if name in ("score", "wheel"):
             continue
-        if name == "predict":
+        if name in ("predict", "timeline"):
             clips = sorted(Path("runs/demo/corpus/video").glob("*.mp4"))
             words = [word.replace("runs/demo/corpus/video/CLIP.mp4", str(clips[-1])) for word in words]
         assert main([name, *words, *SMALLER.get(name, [])]) == 0, (name, words, capsys.readouterr().err)

@@ -33,6 +33,7 @@ COMMANDS = {
     "evaluate": "answer a corpus split and score the answers",
     "labels": "score a vocabulary of emotion words: calibrated probabilities, evidence, abstaining",
     "predict": "answer questions about your own clips",
+    "timeline": "follow emotions through a long recording: curves beside the video",
     "export": "write a run's weights for PEFT, transformers, vLLM or the authors' code",
     "convert": "bring weights and settings from elsewhere",
     "verify": "check an exported folder against its report",

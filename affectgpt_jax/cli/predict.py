@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     from affectgpt_jax.inference.prediction_files import PredictionFile, ending
     from affectgpt_jax.inference.runs import fingerprint, open_base, open_trained, roundings, with_base
 
-    question = question_text(args.question, **dict(map(_field, args.field)))
+    question = question_text(args.question, **dict(map(question_field, args.field)))
     sampling = _sampling(args)
     _check(args)
     words = find_shards(args.clips)
@@ -281,7 +281,8 @@ def _sampling(args: argparse.Namespace) -> "Sampling":
     return found
 
 
-def _field(text: str) -> tuple[str, str]:
+def question_field(text: str) -> tuple[str, str]:
+    """What KEY=VALUE fills in a kind of question."""
     key, found, value = text.partition("=")
     if not found or not key.isidentifier():
         raise UserError(f"--field {text!r}: expected KEY=VALUE, for example low=-1")

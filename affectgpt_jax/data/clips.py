@@ -26,6 +26,12 @@ from affectgpt_jax.errors import UserError
 AUDIO_SECONDS = 2.0
 """Length of one clip of sound."""
 
+CANDIDATES = 2
+"""Frames shown to a face detector for each crop wanted."""
+
+FRAME_SIDE = 1280
+"""Longer side of a frame that it is shown at most, in pixels; larger videos are scaled down."""
+
 PREPROCESSING = {
     "frame": f"v1: {FRAME_SIZE}x{FRAME_SIZE} bilinear in YUV, RGB, upright, spread evenly over the video",
     "face": f"v1: stored crops, {FRAME_SIZE}x{FRAME_SIZE} bilinear, channels as stored, spread evenly over the crops",

@@ -79,7 +79,7 @@ def frame_count(path: Path) -> int:
         AbsentStream: There is no video stream.
         MediaError: The file is missing, no media file, cut short, or its video stream is empty.
     """
-    with _errors(path):
+    with media_errors(path):
         count = sum(1 for packet in _packets(path, "video") if packet.size and not packet.is_discard)
     if not count:
         raise MediaError(path, "the video stream holds no frame")
@@ -136,11 +136,12 @@ def read_audio(path: Path, rate: int = SAMPLE_RATE) -> Audio:
     return Audio(samples, rate)
 
 
-def read_faces(path: Path) -> np.ndarray:
+def read_faces(path: Path, *, mapped: bool = False) -> np.ndarray:
     """Reads stored face crops, one per video frame in which a face was found (OpenFace folders of the release).
 
     Args:
         path: A .npy file.
+        mapped: Leave it on disk, and read what is looked at.
 
     Returns:
         uint8 [n, h, w, 3] with n >= 1, channels in the order in which they were stored.
@@ -149,7 +150,7 @@ def read_faces(path: Path) -> np.ndarray:
         MediaError: The file is missing, no .npy file, or not a uint8 array of that form.
     """
     try:
-        faces = np.load(path, allow_pickle=False)
+        faces = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except FileNotFoundError as error:
         raise MediaError(path, "there is no such file") from error
     except (ValueError, EOFError, OSError) as error:
@@ -169,16 +170,16 @@ def duration(path: Path) -> float:
         MediaError: The file is missing, no media file, or its header states no length.
     """
     if path.suffix.lower() in SOUND_FILES:
-        with _errors(path):
+        with media_errors(path):
             return soundfile.info(path).duration
-    with _errors(path), av.open(str(path)) as container:
+    with media_errors(path), av.open(str(path)) as container:
         if container.duration is None:
             raise MediaError(path, "its header states no duration")
         return container.duration / av.time_base
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def media_errors(path: Path) -> Iterator[None]:
     """Turns what the decoding libraries raise inside the block into a `MediaError`."""
     if not path.is_file():
         raise MediaError(path, "there is no such file")
@@ -197,13 +198,10 @@ def _packets(path: Path, kind: Literal["video", "audio"]) -> Iterator[av.Packet]
     just between two packets is told by its index, where it has one.
     """
     with av.open(str(path)) as container:
-        last = [stream.index_entries[-1] for stream in container.streams if len(stream.index_entries)]
-        size = container.size
-        if size is not None and any(entry.pos + entry.size > size for entry in last):
-            raise MediaError(path, "is cut short: its index points past its end")
-        stream = container.streams.best(kind)
-        cover_art = stream is not None and stream.disposition & av.stream.Disposition.attached_pic
-        if stream is None or cover_art:
+        if cut_short(container):
+            raise MediaError(path, CUT_SHORT)
+        stream = best_stream(container, kind)
+        if stream is None:
             raise AbsentStream(path, f"has no {kind} stream")
         if isinstance(stream, av.VideoStream):
             stream.thread_type = "NONE"  # many clips are decoded side by side: one thread each is the faster way
@@ -212,6 +210,22 @@ def _packets(path: Path, kind: Literal["video", "audio"]) -> Iterator[av.Packet]
                 raise MediaError(path, "is cut short or damaged: a packet is incomplete")
             if packet.stream_index == stream.index:
                 yield packet
+
+
+CUT_SHORT = "is cut short: its index points past its end"
+
+
+def cut_short(container: av.container.InputContainer) -> bool:
+    """Whether the index of a container points past the end of its file."""
+    last = [stream.index_entries[-1] for stream in container.streams if len(stream.index_entries)]
+    size = container.size
+    return size is not None and any(entry.pos + entry.size > size for entry in last)
+
+
+def best_stream(container: av.container.InputContainer, kind: Literal["video", "audio"]) -> av.stream.Stream | None:
+    """The pictures or the sound track of a container; a cover is no picture."""
+    stream = container.streams.best(kind)
+    return None if stream is None or stream.disposition & av.stream.Disposition.attached_pic else stream
 
 
 def _wanted(path: Path, count: int, n: int, indices: Sequence[int] | None) -> np.ndarray:
@@ -236,14 +250,12 @@ def _decode(path: Path, wanted: np.ndarray, size: int) -> tuple[np.ndarray | Non
     last = int(wanted.max())
     needed = set(wanted.tolist())
     pictures: dict[int, np.ndarray] = {}
-    scaler: _Scaler | None = None
+    scaler = Scaler(size)
     position = 0
-    with _errors(path):
+    with media_errors(path):
         for packet in _packets(path, "video"):
             for frame in packet.decode():
                 if position in needed and isinstance(frame, av.VideoFrame):
-                    if scaler is None or not scaler.fits(frame):
-                        scaler = _Scaler(frame, size)
                     pictures[position] = scaler(frame)
                 position += 1
             if position > last:
@@ -255,44 +267,68 @@ _UPRIGHT: Mapping[int, tuple[str, ...]] = {90: ("clock",), 180: ("clock", "clock
 """Directions of FFmpeg's `transpose` that undo a clockwise rotation of so many degrees; decord skips other angles."""
 
 
-class _Scaler:
-    """The filter graph that turns a decoded picture upright, scales it and converts it to RGB.
+class Upright:
+    """Decoded frames as pictures in the video's proportions, uint8 [height, width, 3], RGB, upright, and not larger
+    than need be. The first one decides the size, to which all others are brought.
+
+    Attributes:
+        scale: by how much they are scaled.
+    """
+
+    def __init__(self, longest: int) -> None:
+        """Takes the longer side at most, in pixels."""
+        self._longest = longest
+        self._size: tuple[int, int] | None = None
+        self.scale = 1.0
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        if self._size is None:
+            self.scale = min(1.0, self._longest / max(frame.width, frame.height))
+            self._size = (round(frame.width * self.scale), round(frame.height * self.scale))
+        rgb = frame.reformat(*self._size, format="rgb24", interpolation="BILINEAR").to_ndarray()
+        # FFmpeg states the rotation counterclockwise; angles between are left alone, as decord does.
+        turns = frame.rotation // 90 if frame.rotation % 90 == 0 else 0
+        return np.ascontiguousarray(np.rot90(rgb, turns))
+
+
+class Scaler:
+    """Turns decoded frames upright, scales them to a square and converts them to RGB, uint8 [size, size, 3].
 
     decord turns the picture by its rotation metadata and ignores mirroring; FFmpeg states the angle counterclockwise.
     """
 
-    def __init__(self, frame: av.VideoFrame, size: int) -> None:
-        self.form = self._form(frame)
+    def __init__(self, size: int) -> None:
+        """Takes the side of the square in pixels."""
+        self._size = size
+        self._form: tuple[int, int, str, int] | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        form = (frame.width, frame.height, frame.format.name, frame.rotation)
+        if form != self._form:  # the first frame, or one of another form than those before
+            self._build(frame)
+            self._form = form
+        self._source.push(frame)
+        picture = self._sink.pull()
+        assert isinstance(picture, av.VideoFrame)
+        return picture.to_ndarray(format="rgb24")
+
+    def _build(self, frame: av.VideoFrame) -> None:
         graph = av.filter.Graph()
         node = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
-        self.source = node
+        self._source = node
+        size = f"{self._size}:{self._size}:flags=bilinear"
         steps = [("transpose", direction) for direction in _UPRIGHT.get(-frame.rotation % 360, ())]
-        for step in (*steps, ("scale", f"{size}:{size}:flags=bilinear"), ("format", "rgb24"), ("buffersink",)):
+        for step in (*steps, ("scale", size), ("format", "rgb24"), ("buffersink",)):
             following = graph.add(*step)
             node.link_to(following)
             node = following
         graph.configure()
-        self.graph = graph
-        self.sink = node
-
-    @staticmethod
-    def _form(frame: av.VideoFrame) -> tuple[int, int, str, int]:
-        return frame.width, frame.height, frame.format.name, frame.rotation
-
-    def fits(self, frame: av.VideoFrame) -> bool:
-        """Whether the frame is of the form for which the graph was built."""
-        return self._form(frame) == self.form
-
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        self.source.push(frame)
-        picture = self.sink.pull()
-        assert isinstance(picture, av.VideoFrame)
-        return picture.to_ndarray(format="rgb24")
+        self._graph, self._sink = graph, node
 
 
 def _sound_file(path: Path) -> tuple[np.ndarray, int]:
     """Samples [channels, n] and rate of a file that libsndfile reads."""
-    with _errors(path):
+    with media_errors(path):
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     return np.ascontiguousarray(samples.T), rate
 
@@ -301,7 +337,7 @@ def _sound_track(path: Path) -> tuple[np.ndarray, int]:
     """Samples [channels, n] and rate of a container's sound track, converted to planar float and nothing else."""
     parts: list[av.AudioFrame] = []
     planar = av.AudioResampler(format="fltp")
-    with _errors(path):
+    with media_errors(path):
         for packet in _packets(path, "audio"):
             for frame in packet.decode():
                 assert isinstance(frame, av.AudioFrame)

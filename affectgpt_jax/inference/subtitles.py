@@ -1,4 +1,4 @@
-"""What is said in a clip, from files beside it: subtitles (.srt, .vtt) without their cues' times, and tables.
+"""What is said in a clip, and when, from files beside it: subtitles (.srt, .vtt), and tables, which have no times.
 
 A side-car of video/NAME.mp4 is NAME.srt, NAME.vtt, NAME.en.srt or NAME.en.vtt beside it; a table is a CSV file with the
 columns name and english, subtitle or text.
@@ -6,9 +6,12 @@ columns name and english, subtitle or text.
 
 import csv
 import html
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import dropwhile
 from pathlib import Path
+from typing import NamedTuple
 
 from affectgpt_jax.errors import UserError
 
@@ -21,10 +24,24 @@ COLUMNS = ("english", "subtitle", "text")
 Tables = Callable[[Path], Mapping[str, str]]
 """Reads a table, see `read_table`; kept between clips."""
 
-_TIMES = re.compile(r"^\s*(?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3}\s*-->\s*(?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3}")
+_TIMES = re.compile(r"^\s*(?:(\d+):)?(\d{1,2}):(\d{2})[.,](\d{1,3})\s*-->\s*(?:(\d+):)?(\d{1,2}):(\d{2})[.,](\d{1,3})")
 _WORD_TIME = re.compile(r"<(?:\d+:)?\d{2}:\d{2}\.\d{3}>")
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>|</>|\{\\[^{}]*\}")  # <i>, <v Roger>, <c.yellow>, {\an8}
 _DASH = re.compile(r"^\s*(?:[-\u2010-\u2015]+|>>+)\s*(?=\S)")  # before what another person says
+
+
+class Cue(NamedTuple):
+    """A line of subtitles.
+
+    Attributes:
+      start: when it begins, in seconds.
+      end: when it ends.
+      words: what is said.
+    """
+
+    start: float
+    end: float
+    words: str
 
 
 def find_side_car(folder: Path, name: str) -> Path | None:
@@ -32,8 +49,8 @@ def find_side_car(folder: Path, name: str) -> Path | None:
     return next((file for ending in SIDE_CARS if (file := folder / f"{name}{ending}").is_file()), None)
 
 
-def read_cues(path: Path) -> str:
-    """The words of a subtitle file on one line, without numbers, times, markup and the dashes before speakers.
+def read_cues(path: Path) -> list[Cue]:
+    """The lines of a subtitle file, without numbers, markup and the dashes before speakers; empty ones are left out.
 
     Args:
       path: SubRip (.srt) or WebVTT (.vtt) in UTF-8, or UTF-16 with its mark.
@@ -43,20 +60,32 @@ def read_cues(path: Path) -> str:
     """
     text = _text(path)
     lines = [line.strip() for line in text.splitlines()]
-    starts = [number for number, line in enumerate(lines) if _TIMES.match(line)]
+    starts = {number: found for number, line in enumerate(lines) if (found := _TIMES.match(line))}
     if not starts:
         raise UserError(f"{path} has no cue (00:00:01,000 --> 00:00:02,000); expected subtitles as .srt or .vtt")
     # A cue ends at a blank line, or, where a program left that out, at the number before the next cue's times.
-    ends = [*(start - 1 if lines[start - 1].isdigit() else start for start in starts[1:]), len(lines)]
+    ends = [*(start - 1 if lines[start - 1].isdigit() else start for start in [*starts][1:]), len(lines)]
     rolling = _WORD_TIME.search(text) is not None  # live captions say each line again while the next one is written
-    said: list[str] = []
-    for start, end in zip(starts, ends, strict=True):
+    said: list[Cue] = []
+    for (start, times), end in zip(starts.items(), ends, strict=True):
+        first, last = _seconds(*times.groups()[:4]), _seconds(*times.groups()[4:])
         cue = lines[start + 1 : end]
+        if rolling:  # a first line without words is the place of a line that is not said yet
+            cue = list(dropwhile(lambda line: not line, cue))
         for line in cue[: cue.index("")] if "" in cue else cue:
             words = " ".join(_DASH.sub("", html.unescape(_TAG.sub("", _WORD_TIME.sub("", line)))).split())
-            if words and not (rolling and said[-1:] == [words]):
-                said.append(words)
-    return " ".join(said)
+            if words and not (rolling and said and said[-1].words == words):
+                said.append(Cue(first, last, words))
+    return said
+
+
+def words_between(cues: Iterable[Cue], start: float = -math.inf, end: float = math.inf) -> str:
+    """The words of the cues that are shown at some time from `start` on and before `end`, on one line."""
+    return " ".join(cue.words for cue in cues if cue.start < end and max(cue.end, cue.start + 1e-3) > start)
+
+
+def _seconds(hours: str | None, minutes: str, seconds: str, fraction: str) -> float:
+    return int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds) + float(f"0.{fraction}")
 
 
 def _text(path: Path) -> str:
@@ -115,5 +144,5 @@ def look_up(name: str, place: Path, tables: Tables) -> tuple[str, str, str]:
     if file.suffix.lower() == ".csv":
         said = tables(file).get(name, "").strip()
         return said, str(file), "" if said else f"{file} holds nothing for {name}"
-    said = read_cues(file)
+    said = words_between(read_cues(file))
     return said, str(file), "" if said else f"the cues of {file} are empty"

@@ -122,6 +122,27 @@ def test_frames_without_a_face_are_left_out(tmp_path: Path) -> None:
     assert reader.find(ClipFiles(video=nobody), 8) is None
 
 
+def test_all_faces_of_frames(tmp_path: Path) -> None:
+    """From the largest to the smallest; a face that is boxed several times is one."""
+    video = _patches(tmp_path / "a.mp4", 4, {1: [(20, 30, 40), (120, 60, 80)], 3: [(5, 5, 30)]}, (256, 192))
+    frames = read_frames(video, indices=range(4), size=192)[:, :144]
+    found = FaceCrops("detect", Bright()).find_all(range(10, 14), frames, 0.5)
+    assert found.frames == (11, 11, 13)
+    assert found.crops.shape == (3, 112, 112, 3)
+    assert found.boxes[0][2] > found.boxes[1][2] > found.boxes[2][2] > 40
+
+    class Nested(Bright):
+        @staticmethod
+        def _find(bright: np.ndarray) -> Faces:
+            boxes = [(10, 10, 20, 20), (0, 0, 40, 40), (35, 0, 20, 20), (32, 32, 10, 10)]
+            return Faces(np.array(boxes, np.float32), np.ones(4, np.float32))
+
+    found = FaceCrops("detect", Nested()).find_all([7], frames[:1], 1.0)
+    assert found.boxes == ((0, 0, 40, 40), (35, 0, 20, 20))
+    with pytest.raises(ValueError, match="needs a detector"):
+        FaceCrops().find_all([7], frames[:1], 1.0)
+
+
 def test_frames_are_upright_and_not_larger_than_need_be(tmp_path: Path) -> None:
     seen: list[np.ndarray] = []
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from affectgpt_jax.errors import UserError
-from affectgpt_jax.inference.subtitles import read_cues, read_table
+from affectgpt_jax.inference.subtitles import Cue, read_cues, read_table, words_between
 
 SUBRIP = """1
 00:00:00,000 --> 00:00:01,500
@@ -79,7 +79,24 @@ def test_words(text: str, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "a.srt"
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         path.write_bytes(text.encode(encoding))
-        assert read_cues(path) == expected
+        assert words_between(read_cues(path)) == expected
+
+
+def test_times(tmp_path: Path) -> None:
+    """A window has the words of the cues that overlap it; one that ends as it begins, or the other way about, not."""
+    path = tmp_path / "a.srt"
+    path.write_text(SUBRIP, encoding="utf-8")
+    cues = read_cues(path)
+    assert cues[0] == Cue(0.0, 1.5, "I have 3 < 4 reasons.")
+    assert cues[-1] == Cue(8.0, 9.0, "Rock & roll")
+    assert words_between(cues, 1.5, 2.0) == ""
+    assert words_between(cues, 1.4, 2.1) == "I have 3 < 4 reasons. Really? - well, 2024"
+    assert words_between(cues, 8.5, 20.0) == "Rock & roll"
+    path.write_text("1:02:03.5 --> 1:02:03,5\nNow.\n", encoding="utf-8")
+    assert read_cues(path) == [Cue(3723.5, 3723.5, "Now.")]
+    assert words_between(read_cues(path), 3723.5, 3724.0) == "Now."
+    path.write_text(LIVE, encoding="utf-8")
+    assert read_cues(path) == [Cue(0.0, 2.0, "thank you so"), Cue(2.01, 4.0, "much indeed")]
 
 
 def test_what_is_no_subtitle_is_refused(tmp_path: Path) -> None:

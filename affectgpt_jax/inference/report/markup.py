@@ -3,9 +3,13 @@
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
 from affectgpt_jax.inference.report.figures import Picture
+
+STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+"""Of all pages, light and dark."""
 
 
 class Html(str):
@@ -32,9 +36,27 @@ def text(value: object) -> Html:
 
 
 def tag(name: str, *inside: object, **attributes: str) -> Html:
-    """An element; an attribute's trailing underscore is dropped (`class_`)."""
-    said = "".join(f' {key.rstrip("_")}="{escape(value)}"' for key, value in attributes.items() if value)
+    """An element; of an attribute's name a trailing underscore is dropped (`class_`), others are dashes."""
+    said = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items() if value
+    )
     return Html(f"<{name}{said}>{''.join(map(text, inside))}</{name}>")
+
+
+def document(title: str, style: str, *body: object) -> str:
+    """A page.
+
+    Args:
+      title: of its window.
+      style: its style sheet.
+      *body: what it shows.
+    """
+    head = [
+        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        tag("title", title),
+        Html(f"<style>\n{style}</style>"),
+    ]
+    return f'<!doctype html>\n<html lang="en">\n{tag("head", *head)}\n{tag("body", *body)}\n</html>\n'
 
 
 def section(key: str, title: str, *inside: object) -> Html:

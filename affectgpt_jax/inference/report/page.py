@@ -15,8 +15,10 @@ from affectgpt_jax.inference.report.examples import Example
 from affectgpt_jax.inference.report.figures import confusion_picture, need_bars, training_curves
 from affectgpt_jax.inference.report.groups import UNKNOWN, confusion, group, is_hit
 from affectgpt_jax.inference.report.markup import (
+    STYLE,
     Cell,
     Html,
+    document,
     facts,
     listing,
     photograph,
@@ -72,20 +74,13 @@ def page(record: RunRecord, examples: Sequence[Example]) -> str:
         "limits": ("Limits of use", [listing(LIMITS)]),
     }
     links = (tag("a", title, href=f"#{key}") for key, (title, _) in parts.items())
-    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
-    title = f"{record.config.name}: report"
-    head = [
-        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        tag("title", title),
-        Html(f"<style>\n{style}</style>"),
-    ]
     body = [
         tag("header", tag("h1", record.config.name), tag("p", _summary(record)), _tiles(record)),
         tag("nav", *links, aria_label="Parts of the page"),
         _gaps(record.gaps),
         tag("main", *(section(key, name, *inside) for key, (name, inside) in parts.items())),
     ]
-    return f'<!doctype html>\n<html lang="en">\n{tag("head", *head)}\n{tag("body", *body)}\n</html>\n'
+    return document(f"{record.config.name}: report", STYLE, *body)
 
 
 def _summary(record: RunRecord) -> str:

@@ -1,0 +1,177 @@
+"""Follow emotions through a long recording: windows that slide over it, a curve for each person, the video beside it.
+
+    affectgpt timeline runs/demo talk.mp4 --output runs/talk
+    affectgpt timeline runs/demo talk.mp4 --window 6 --hop 1 --subtitles talk.srt --output runs/talk
+    affectgpt timeline runs/demo talk.mp4 --question valence --output runs/talk
+
+Each window is asked about as a clip of its own: its frames, its sound, and the words of the cues that overlap it, from
+--subtitles or beside the recording (NAME.srt, NAME.vtt). Where several people are seen, each is followed and asked
+about with their own face. FOLDER gets timeline.csv, timeline.jsonl, timeline.png and timeline.html.
+
+Features and answers are kept in FOLDER/cache: the same command goes on where it was interrupted, and another question
+begins with the features that are there. Probabilities are calibrated if the run is (affectgpt labels --calibrate).
+docs/timeline.md says more.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from affectgpt_jax.cli.checkpoint_step import add_step
+from affectgpt_jax.cli.labels import FOLDER, open_calibration
+from affectgpt_jax.cli.predict import POLICIES, question_field
+from affectgpt_jax.cli.progress import stage_bar
+from affectgpt_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    add = parser.add_argument
+    add("run", metavar="RUN", help="run folder")
+    add("video", metavar="VIDEO", type=Path, help="the recording; anything FFmpeg reads")
+    add_step(parser)
+    add("--output", type=Path, metavar="FOLDER", required=True, help="where to")
+    add("--window", type=float, default=4.0, metavar="SECONDS", help="length of a window (default: %(default)g)")
+    add("--hop", type=float, default=2.0, metavar="SECONDS", help="from window to window (default: %(default)g)")
+    add(
+        "--question",
+        default="labels",
+        metavar="KIND|TEXT",
+        help="labels, description, sentiment, valence, another kind, or a text in your own words, as for affectgpt "
+        "predict (default: %(default)s)",
+    )
+    add(
+        "--field",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what a kind of question leaves open; of valence low=-1 and high=1 by default",
+    )
+    add(
+        "--labels",
+        choices=("wheel", "words"),
+        default="wheel",
+        help="curves of the emotion wheel's groups, or of words",
+    )
+    add("--vocabulary", metavar="wheel|FILE", help="the words (default: those of the calibration, else the wheel's)")
+    add("--wheel-dir", type=Path, help="official emotion-wheel folder (default: $AFFECTGPT_WHEEL_DIR)")
+    add("--subtitles", type=Path, metavar="PLACE", help=".srt or .vtt, or a folder with NAME.srt or NAME.vtt")
+    add("--no-subtitle", action="store_true", help="do not tell the model what is said")
+    add(
+        "--faces",
+        default="files_or_detect",
+        metavar="FILE.npy|DIR|files|detect|files_or_detect",
+        help="face crops of the recording, evenly over it; or where they come from (default: %(default)s)",
+    )
+    add("--detector", metavar="FILE.onnx", help="YuNet; default: the run's prepare.detector")
+    add("--copy-video", action="store_true", help="copy the recording beside the page, so that FOLDER can be passed on")
+    add("--max-new", type=int, metavar="N", help="tokens of an answer at most")
+    add("--batch", type=int, metavar="N", help="windows at a time; the run's evaluate.batch by default")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Encode, ask, write."""
+    from affectgpt_jax.cli.benchmark import step_name
+    from affectgpt_jax.data.media import MediaError
+    from affectgpt_jax.inference.predict import LIMITS, how, question_text
+    from affectgpt_jax.inference.runs import fingerprint, model_streams, open_base, open_trained, with_base
+    from affectgpt_jax.inference.timeline import Settings, make_timeline
+    from affectgpt_jax.inference.timeline.files import curves, write_csv, write_plot, write_records
+    from affectgpt_jax.inference.timeline.page import link, page
+    from affectgpt_jax.inference.timeline.windows import windows
+    from affectgpt_jax.replacing import replacing
+    from affectgpt_jax.unibench.table_cache import load_table
+    from data_prep.faces import FacePolicy, face_crops
+
+    _check(args)
+    windows(1.0, args.window, args.hop)
+    fields, valence = dict(map(question_field, args.field)), None
+    if args.question == "valence":
+        fields = {"low": "-1", "high": "1"} | fields
+        valence = _limits(fields["low"], fields["high"])
+    question = question_text(args.question, **fields)
+    if not args.video.is_file():
+        raise MediaError(args.video, "there is no such file")
+    trained = open_trained(args.run, args.step)
+    config = trained.config
+    model, table = fingerprint(trained), load_table(args.wheel_dir)
+    place = Path(args.run) / FOLDER / step_name(trained.step) / "calibration.json"
+    calibration, vocabulary = open_calibration(place, trained, model, table, args.vocabulary, args.wheel_dir)
+    policy: FacePolicy = "files"
+    if args.faces in POLICIES:
+        policy = args.faces
+    crops = face_crops("files", "")
+    if policy != "files" and "face" in model_streams(config):
+        crops = face_crops(policy, args.detector or config.prepare.detector)
+    settings = Settings(
+        how(config, config.evaluate.batch if args.batch is None else args.batch, question, batch=args.batch,
+            max_new=args.max_new, model=model),
+        window=args.window,
+        hop=args.hop,
+        subtitles=args.subtitles,
+        words=not args.no_subtitle,
+        faces=None if args.faces in POLICIES else Path(args.faces),
+        stored=policy != "detect",
+        find=crops.find_all if crops.detector else None,
+        provenance=crops.provenance,
+        valence=valence,
+    )  # fmt: skip
+    with stage_bar("timeline", 2) as bar:
+        found = make_timeline(
+            trained,
+            lambda: with_base(trained, open_base(trained)),
+            model,
+            args.video,
+            args.output,
+            settings,
+            vocabulary,
+            calibration,
+            stage=bar,
+        )
+    shown = curves(found, vocabulary, args.labels)
+    media = args.video
+    if args.copy_video:
+        media = args.output / f"video{args.video.suffix}"
+        with replacing(media) as draft:
+            shutil.copyfile(args.video, draft)
+    notes = [] if calibration.n else ["The probabilities are not calibrated: affectgpt labels RUN --calibrate SPLIT."]
+    write_records(args.output / "timeline.jsonl", found.records)
+    write_csv(args.output / "timeline.csv", found, shown)
+    write_plot(args.output / "timeline.png", found, shown)
+    with replacing(args.output / "timeline.html") as draft:
+        draft.write_text(page(found, shown, link(media, args.output), question=question, notes=notes), encoding="utf-8")
+    failed = sum("error" in record for record in found.records)
+    people = len({record["person"] for record in found.records} - {""})
+    parts = len({record["start"] for record in found.records})
+    print(f"{found.seconds:.1f} s, windows: {parts}, people: {people}, answers: {len(found.records) - failed}")
+    for problem in found.problems:
+        print(f"{args.video}: {problem}")
+    if failed:
+        print(f"{failed} could not be asked, e.g. {next(x['error'] for x in found.records if 'error' in x)}")
+    print(f"written: {args.output / 'timeline.html'}, .png, .csv, .jsonl\n{LIMITS}")
+    return 1 if failed or found.problems else 0
+
+
+def _limits(low: str, high: str) -> tuple[float, float]:
+    try:
+        found = float(low), float(high)
+    except ValueError:
+        found = 0.0, 0.0
+    if not found[0] < found[1]:
+        raise UserError(f"--field low={low}, high={high}: expected numbers, the first one smaller")
+    return found
+
+
+def _check(args: argparse.Namespace) -> None:
+    for option in ("batch", "max_new"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise UserError(f"--{option.replace('_', '-')} must be at least 1, not {value}")
+    if args.faces not in POLICIES and not Path(args.faces).exists():
+        raise UserError(f"--faces {args.faces}: there is no such file or folder; or say {', '.join(POLICIES)}")
+    if args.detector is not None and args.faces not in ("detect", "files_or_detect"):
+        raise UserError(f"--detector {args.detector} goes with --faces detect or files_or_detect")
+    if args.subtitles is not None and not args.subtitles.exists():
+        raise UserError(f"--subtitles {args.subtitles}: there is no such file or folder")
+    if args.no_subtitle and args.subtitles is not None:
+        raise UserError("--no-subtitle and --subtitles contradict each other; leave out one")
