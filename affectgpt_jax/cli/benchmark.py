@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from affectgpt_jax.cli.progress import stage_bar
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.inference.answer_file import step_name
 from affectgpt_jax.unibench.datasets import DATASETS, SYNTHETIC, Dataset, find_dataset
 from affectgpt_jax.unibench.evaluation import DatasetResult, Missing, Settings, SystemResult, evaluate_loaded
 from affectgpt_jax.unibench.predictions import read_predictions
@@ -237,8 +238,9 @@ def _answer(
     Returns:
       By checkpoint how its scores become labels.
     """
-    from affectgpt_jax.cli.labels import FOLDER, open_calibration
+    from affectgpt_jax.cli.labels import open_calibration
     from affectgpt_jax.inference.benchmark import answer_split, score_split
+    from affectgpt_jax.inference.clip_scores import calibration_file
     from affectgpt_jax.inference.runs import fingerprint, open_shards, open_steps
 
     calibrations = {}
@@ -246,7 +248,7 @@ def _answer(
         for trained, opened in open_steps(args.run, steps):
             model, name = fingerprint(trained), step_name(trained.step)
             if args.scored:
-                file = Path(args.run) / FOLDER / name / "calibration.json"
+                file = calibration_file(trained)
                 calibrations[name] = open_calibration(file, trained, model, table, args.vocabulary, args.wheel_dir)
             for part in parts:
                 corpus = open_shards(trained.config, part.split, str(out / "shards" / part.place))
@@ -326,11 +328,6 @@ def label_reader(language: str) -> "Extractor | Rules":
     from affectgpt_jax.inference.extraction import Extractor, Rules
 
     return Extractor(language) if language else Rules()
-
-
-def step_name(step: int) -> str:
-    """Name of a checkpoint in files, whose order is that of the steps."""
-    return f"step{step:08d}"
 
 
 def _extract(

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from affectgpt_jax.unibench.wheel import WheelTable
 
 WHEEL = "wheel"
-FOLDER = "labels"
-"""Below a run's folder."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,10 +68,10 @@ def _share(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate if asked to, score what is left, write, print."""
-    from affectgpt_jax.cli.benchmark import step_name
     from affectgpt_jax.cli.extract import write_records
+    from affectgpt_jax.inference.answer_file import step_name
     from affectgpt_jax.inference.benchmark import score_split
-    from affectgpt_jax.inference.calibration import TOP_K
+    from affectgpt_jax.inference.calibration import FOLDER, TOP_K
     from affectgpt_jax.inference.evaluate import PLAIN, conditions
     from affectgpt_jax.inference.runs import fingerprint, model_streams, open_run, open_shards, open_trained
     from affectgpt_jax.unibench.table_cache import load_table

@@ -44,9 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what is left, write the table, and name the clips without an answer."""
-    from affectgpt_jax.cli.benchmark import label_reader, prepare_split, step_name
+    from affectgpt_jax.cli.benchmark import label_reader, prepare_split
     from affectgpt_jax.cli.extract import write_whole
     from affectgpt_jax.data.prompts import parse_openset
+    from affectgpt_jax.inference.answer_file import step_name
     from affectgpt_jax.inference.benchmark import answer_split
     from affectgpt_jax.inference.runs import fingerprint, open_base, open_shards, open_trained, with_base
     from data_prep.readers import read_unlabelled

@@ -13,6 +13,11 @@ from affectgpt_jax.errors import UserError
 Record = dict[str, Any]
 
 
+def step_name(step: int) -> str:
+    """Name of a checkpoint in files, whose order is that of the steps."""
+    return f"step{step:08d}"
+
+
 def begin(file: Path, facts: Mapping[str, Any], remedy: str) -> list[Record]:
     """What an interrupted attempt left in a file; begins the file if there is none.
 

@@ -26,6 +26,12 @@ THRESHOLD = 0.2
 TOP_K = 3
 """Labels of a clip at most."""
 
+LIKELIEST = 8
+"""Words at most that the record of an answer names with their probabilities; a vocabulary has hundreds."""
+
+FOLDER = "labels"
+"""Of scores and calibrations, below a run's folder."""
+
 BINS = 15
 """Of the expected calibration error."""
 
@@ -407,7 +413,12 @@ def given_labels(words: np.ndarray, vocabulary: Vocabulary, threshold: float, to
 
 
 def label_record(
-    scores: np.ndarray, vocabulary: Vocabulary, temperature: float, threshold: float, top_k: int = TOP_K
+    scores: np.ndarray,
+    vocabulary: Vocabulary,
+    temperature: float,
+    threshold: float,
+    top_k: int = TOP_K,
+    named: int | None = None,
 ) -> dict[str, Any]:
     """What the scores of a clip say, as JSON holds it.
 
@@ -417,15 +428,16 @@ def label_record(
       temperature: of the softmax.
       threshold: what a label's support must reach.
       top_k: labels at most.
+      named: words at most that are named with their probability; `top_k` by default.
 
     Returns:
-      `labels` given (none: `abstained`), `confidence`, the largest support; `likeliest`, the `top_k` likeliest words
+      `labels` given (none: `abstained`), `confidence`, the largest support; `likeliest`, the `named` likeliest words
       with probability and support; `groups`, per wheel name -> probability, the likeliest first; `entropy` of the words
       in nats; `in_vocabulary`, the share of the model's first labels that the vocabulary has.
     """
     words = probabilities(scores, temperature)
     own = support(words, vocabulary)
-    order = np.argsort(-words, kind="stable")[:top_k]
+    order = np.argsort(-words, kind="stable")[: top_k if named is None else named]
     labels = given_labels(words, vocabulary, threshold, top_k)
     return {
         "labels": labels,
@@ -467,6 +479,30 @@ def changes(scores: np.ndarray, plain: np.ndarray, vocabulary: Vocabulary, tempe
             for names, own in zip(vocabulary.names, moved, strict=True)
         ],
     }
+
+
+def moves(
+    scores: np.ndarray, plain: np.ndarray, vocabulary: Vocabulary, temperature: float, most: int = LIKELIEST
+) -> list[dict[str, Any]]:
+    """How the probabilities of words change against those of the plain condition.
+
+    Args:
+      scores: float [V], under the condition.
+      plain: float [V], with everything in its place.
+      vocabulary: the words.
+      temperature: of both softmaxes.
+      most: words.
+
+    Returns:
+      `label`, `probability` under the condition and its `change`: of the `most` likeliest words of the plain condition,
+      then of those of the `TOP_K` likeliest under this one that are not among them.
+    """
+    now, before = (probabilities(x, temperature) for x in (scores, plain))
+    first, then = (np.argsort(-x, kind="stable").tolist() for x in (before, now))
+    return [
+        {"label": vocabulary.words[i], "probability": _short(now[i]), "change": _short(now[i] - before[i])}
+        for i in dict.fromkeys([*first[:most], *then[:TOP_K]])
+    ]
 
 
 def _short(x: Any) -> float:
