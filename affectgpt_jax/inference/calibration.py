@@ -32,6 +32,9 @@ LIKELIEST = 8
 FOLDER = "labels"
 """Of scores and calibrations, below a run's folder."""
 
+SUMMARY = ".summary.json"
+"""What follows a split's name in the file of its scores."""
+
 BINS = 15
 """Of the expected calibration error."""
 
@@ -158,10 +161,12 @@ class Fit(NamedTuple):
       nll: negative log-likelihood: cross entropy of the groups with their targets, in nats, the mean over clips.
       ece: expected calibration error: how far the likeliest group's probability is from its mean target, the mean over
         `BINS` equal bins weighted by their clips.
+      bins: of each bin with clips, over all wheels: clips, mean probability, mean target.
     """
 
     nll: float
     ece: float
+    bins: tuple[tuple[int, float, float], ...] = ()
 
 
 def fit(scores: np.ndarray, wanted: Sequence[np.ndarray], vocabulary: Vocabulary, temperature: float) -> Fit:
@@ -174,26 +179,32 @@ def fit(scores: np.ndarray, wanted: Sequence[np.ndarray], vocabulary: Vocabulary
       temperature: of the softmax.
     """
     found = group_probabilities(probabilities(scores, temperature), vocabulary)
-    measured = []
+    measured, sums = [], np.zeros((3, BINS))
     for x, share in zip(found, wanted, strict=True):
         counted = share.any(axis=1)
         if counted.any():
-            measured.append((_nll(x[counted], share[counted]), _ece(x[counted], share[counted])))
+            clips, confidence, right = bins = _bins(x[counted], share[counted])
+            ece = float(np.abs(confidence - right).sum() / clips.sum())
+            measured.append((_nll(x[counted], share[counted]), ece))
+            sums += bins
     if not measured:
         raise UserError("no clip has a true label whose group the vocabulary knows; add the corpus's own labels to it")
-    return Fit(*np.mean(measured, axis=0).tolist())
+    filled = sums[:, sums[0] > 0].T.tolist()
+    told = tuple((int(clips), _short(confidence / clips), _short(right / clips)) for clips, confidence, right in filled)
+    nll, ece = np.mean(measured, axis=0).tolist()
+    return Fit(nll, ece, told)
 
 
 def _nll(found: np.ndarray, share: np.ndarray) -> float:
     return float(-(share * np.log(np.maximum(found, np.finfo(np.float64).tiny))).sum(axis=1).mean())
 
 
-def _ece(found: np.ndarray, share: np.ndarray) -> float:
+def _bins(found: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Of each bin of the likeliest group's probability: clips, sum of the probabilities, sum of the targets."""
     top = found.argmax(axis=1)[:, None]
     confidence, right = (np.take_along_axis(x, top, axis=1)[:, 0] for x in (found, share))
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(bins, confidence - right, BINS)
-    return float(np.abs(gaps).sum() / len(bins))
+    return np.stack([np.bincount(bins, x, BINS) for x in (np.ones(len(bins)), confidence, right)])
 
 
 def fit_temperature(scores: np.ndarray, wanted: Sequence[np.ndarray], vocabulary: Vocabulary) -> float:
@@ -337,7 +348,9 @@ def read_calibration(file: Path, model: str) -> Calibration:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         for name in ("before", "after"):
-            record[name] = record[name] and Fit(**record[name])
+            if record[name]:
+                bins = tuple(map(tuple, record[name].get("bins", ())))
+                record[name] = Fit(**record[name] | {"bins": bins})
         found = Calibration(**record | {"words": tuple(record["words"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
