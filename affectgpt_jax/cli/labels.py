@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from affectgpt_jax.inference.benchmark import score_split
     from affectgpt_jax.inference.calibration import FOLDER, SUMMARY, TOP_K
     from affectgpt_jax.inference.evaluate import PLAIN, conditions
+    from affectgpt_jax.inference.report.examples import spread
     from affectgpt_jax.inference.runs import fingerprint, model_streams, open_run, open_shards, open_trained
     from affectgpt_jax.unibench.table_cache import load_table
 
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     asked = asked if args.evidence is not None else asked[:1]
     records = {} if args.evidence == 0 else score(corpus, vocabulary.words, name, answers=not args.no_answers)
     if args.evidence is not None:
-        chosen = spread(corpus.names, args.evidence or len(corpus))
+        chosen = [corpus.names[i] for i in spread(len(corpus), args.evidence or len(corpus))]
         more: dict[str, Any] = {"asked": asked, "answers": not args.no_answers, "names": chosen}
         records |= score(corpus, vocabulary.words, f"{name}-evidence", **more)
     seconds = time.perf_counter() - began
@@ -313,13 +314,6 @@ def clip_record(
             for name, found in by.items()
         }
     return line
-
-
-def spread(names: Sequence[str], count: int) -> list[str]:
-    """So many names, evenly over all, the first and the last among them."""
-    import numpy as np
-
-    return [names[i] for i in np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)]
 
 
 def _systems(lines: "Sequence[Record]", table: "WheelTable") -> "Record":

@@ -103,6 +103,15 @@ def test_calibrated_labels_with_evidence(
     assert own["change"] != 0
     assert found[1]["evidence"]["without face"]["change"] == 0  # it has none
 
+    summary = json.loads((place / "test.summary.json").read_text())
+    moved = [record["evidence"]["without audio"]["change"] for record in found]
+    assert summary["evidence"]["without audio"] == {"clips": 6, "change": pytest.approx(np.mean(moved))}
+    assert summary["systems"]["scored labels"]["none"] == sum(record["abstained"] for record in found)
+    assert sum(clips for clips, _, _ in calibration["after"]["bins"]) == calibration["n"] == 12
+    for fit in (calibration["before"], calibration["after"]):
+        gaps = [clips * abs(confidence - right) for clips, confidence, right in fit["bins"]]
+        assert sum(gaps) / 12 == pytest.approx(fit["ece"], abs=1e-5)
+
     # What is there is not scored again, whatever is chosen of it.
     monkeypatch.setattr(affectgpt_jax.inference.benchmark, "LabelScorer", None)
     assert labels(folder, tmp_path, "--evidence", "--threshold", "1", "--top-k", "1") == 0
@@ -111,6 +120,16 @@ def test_calibrated_labels_with_evidence(
     assert "6 of 6 clips have none" in capsys.readouterr().out
     assert labels(folder, tmp_path, "--evidence", "--threshold", "0", "--top-k", "1") == 0
     assert [len(record["labels"]) for record in lines(place / "test.jsonl")] == [1] * 6
+    shutil.copy(place / "scores" / "test-answers-evidence.jsonl", place / "scores" / "test-answers.jsonl")
+    plain = place / "scores" / "test-answers.jsonl"
+    facts, *rest = lines(plain)
+    rest = [record | {"found": {PLAIN.name: record["found"][PLAIN.name]}} for record in rest]
+    plain.write_text("".join(json.dumps(x) + "\n" for x in [facts | {"conditions": [PLAIN.name]}, *rest]))
+    assert labels(folder, tmp_path, "--evidence", "3") == 0
+    assert "on average over 3 clips" in capsys.readouterr().out
+    assert [i for i, record in enumerate(lines(place / "test.jsonl")) if "evidence" in record] == [0, 2, 5]
+    assert labels(folder, tmp_path, "--evidence", "-1") == 2
+    assert "--evidence -1: expected a number of clips" in capsys.readouterr().err
 
 
 def test_predictions_with_scores_and_evidence(

@@ -241,10 +241,11 @@ def _scored(record: RunRecord) -> list[Html]:
             class_="faint",
         )
     ]
+    told: dict[str, object] = {"scored by": f"checkpoint of step {summary['step']:,}"}
     if calibration.get("split"):
         before, after = calibration["before"], calibration["after"]
         fits = {"before (temperature 1)": before, f"after (temperature {calibration['temperature']:.3f})": after}
-        told = {
+        told |= {
             "calibrated on": f"{calibration['n']} clips of {calibration['split']}",
             "negative log-likelihood": f"{before['nll']:.3f} before, {after['nll']:.3f} after",
             "expected calibration error": f"{before['ece']:.3f} before, {after['ece']:.3f} after",
@@ -254,7 +255,7 @@ def _scored(record: RunRecord) -> list[Html]:
         if all(one.get("bins") for one in fits.values()):
             found.append(picture(reliability({name: one["bins"] for name, one in fits.items()})))
     else:
-        told = {"calibration": Html("none: probabilities are the model's own; " + command)}
+        told |= {"calibration": Html("none: probabilities are the model's own; " + command)}
     if summary["fit"]:
         fit = summary["fit"]
         told[f"on {summary['split']}"] = (
