@@ -9,7 +9,7 @@ frames that the reference picks. A frame without a face is passed over; a clip w
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -308,7 +308,7 @@ class Cascade:
                 "detector with prepare.detector"
             ) from error
         file = lbp_frontal_face_cascade_filename()
-        self._local = _PerThread(lambda: SkimageCascade(file))
+        self._local = _PerThread(partial(SkimageCascade, file))
         self._file = Path(file)
 
     @cached_property
@@ -368,9 +368,7 @@ class YuNet:
         if not path.is_file():
             raise UserError(f"prepare.detector: there is no file {path}; expected an ONNX face detector")
         self._path = path
-        self._local = _PerThread(
-            lambda: cv2.FaceDetectorYN.create(str(path), "", (320, 320), self.SCORE, self.OVERLAP, self.AT_MOST)
-        )
+        self._local = _PerThread(partial(_open_yunet, str(path), self.SCORE, self.OVERLAP, self.AT_MOST))
         try:
             self(np.zeros((1, 320, 320, 3), np.uint8))
         except (cv2.error, SystemError) as error:
@@ -400,6 +398,10 @@ class YuNet:
         found = detector.detect(np.ascontiguousarray(picture[:, :, ::-1]))[1]
         rows = np.zeros((0, 15), np.float32) if found is None else np.asarray(found, np.float32)
         return Faces(rows[:, :4] / np.float32(scale), rows[:, 14])
+
+
+def _open_yunet(path: str, score: float, overlap: float, most: int) -> Any:
+    return cv2.FaceDetectorYN.create(path, "", (320, 320), score, overlap, most)
 
 
 class _PerThread:

@@ -1,6 +1,7 @@
 """The demo: corpus, towers, shards, training, scores and report, each by the command a user would type.
 
     python -m scripts.demo                                   # runs/demo
+    python -m scripts.demo --labels                          # also probabilities of labels, and evidence of some clips
     python -m scripts.demo --prefusion none attention qformer   # one run a pre-fusion on the same corpus
 
 Stages that are already complete are used again, so an interrupted demo goes on where it stopped.
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 from affectgpt_jax.cli.evaluate import SHOWN
+from affectgpt_jax.inference.report.examples import EXAMPLES
 
 FOLDER = Path("runs/demo")
 CLIPS = {"train": 1200, "validation": 60, "test": 240}
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of corpus and towers")
     parser.add_argument("--prefusion", nargs="+", choices=("none", "attention", "qformer"), help="compare these")
     parser.add_argument("--again", action="store_true", help="also score the model on a corpus of another seed")
+    parser.add_argument("--labels", action="store_true", help="also score labels, with evidence of the report's clips")
     args = parser.parse_args()
     started = time.perf_counter()
     shared_stages(args.seed)
@@ -74,6 +77,8 @@ def main() -> None:
     else:
         stage("training", "train", "demo")
         stage("scores", "evaluate", str(FOLDER))
+        if args.labels:
+            stage("labels", "labels", str(FOLDER), "--calibrate", "validation", "--evidence", str(EXAMPLES))
     if args.again:
         other = FOLDER / f"corpus-{args.seed + 1}"
         counts = [word for split, count in AGAIN.items() for word in (f"--{split}", str(count))]

@@ -17,6 +17,7 @@ from affectgpt_jax.exchange.sources import open_source
 from affectgpt_jax.inference.answering import Answer, Answerer, Query
 from affectgpt_jax.inference.calibration import TOP_K
 from affectgpt_jax.inference.clip_files import Beside, Item
+from affectgpt_jax.inference.clip_scores import open_scale
 from affectgpt_jax.inference.encoders import Encoders
 from affectgpt_jax.inference.limits import LIMITS
 from affectgpt_jax.inference.predict import (
@@ -42,7 +43,7 @@ from affectgpt_jax.inference.runs import (
     open_shards,
     with_base,
 )
-from affectgpt_jax.inference.scored import ScoredLabels, Scorer, open_scale, score_clips
+from affectgpt_jax.inference.scored import ScoredLabels, Scorer, score_clips
 from affectgpt_jax.inference.transcription import Transcriber
 from affectgpt_jax.ops.sampling import GREEDY, Sampling
 from affectgpt_jax.unibench.table_cache import load_table

@@ -249,8 +249,8 @@ def _answer(
     """
     from affectgpt_jax.cli.labels import open_calibration
     from affectgpt_jax.inference.benchmark import answer_split, score_split
+    from affectgpt_jax.inference.clip_scores import calibration_file
     from affectgpt_jax.inference.runs import fingerprint, open_shards, open_steps
-    from affectgpt_jax.inference.scored import calibration_file
 
     calibrations = {}
     with stage_bar("answers", len(parts) * len(steps) * (1 + args.scored)) as bar:

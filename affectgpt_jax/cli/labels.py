@@ -2,6 +2,7 @@
 
     affectgpt labels runs/demo --calibrate validation --precision 0.9
     affectgpt labels runs/demo --evidence
+    affectgpt labels runs/demo --evidence 10
     affectgpt labels runs/demo --vocabulary words.txt --calibrate validation --out runs/demo/own_words
 
 Nothing is read out of free text: each word is scored as the beginning of the model's own list of labels. SPLIT comes
@@ -10,10 +11,12 @@ without --wheel-dir), or the lines of a file.
 
 --calibrate fits the temperature to the true labels of a split, chooses the threshold below which no label is given, and
 writes OUT/STEP/calibration.json, which later calls and `affectgpt benchmark --scored` use. Clips are written to
-OUT/STEP/SPLIT.jsonl, beside the answers in free words; --evidence adds how both change without face, voice or words.
+OUT/STEP/SPLIT.jsonl, beside the answers in free words; --evidence adds how both change without face, voice or words, of
+all clips or of N, those that `affectgpt report` shows among them. OUT/STEP/SPLIT.summary.json has the scores.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--coverage", type=_share, metavar="P", help="the highest one that labels such a share of clips"
     )
     add("--top-k", type=int, metavar="K", help="labels of a clip at most (default: 3)")
-    add("--evidence", action="store_true", help="also without each modality")
+    add("--evidence", nargs="?", type=int, const=0, metavar="N", help="also without each modality; of N clips only")
     add("--no-answers", action="store_true", help="leave out the answers in free words")
     add("--out", type=Path, metavar="DIR", help="where to; default: RUN/labels")
     add("--batch", type=int, metavar="N", help="clips at a time; the run's evaluate.batch by default")
@@ -72,8 +75,9 @@ def run(args: argparse.Namespace) -> int:
     """Calibrate if asked to, score what is left, write, print."""
     from affectgpt_jax.cli.extract import write_records
     from affectgpt_jax.inference.benchmark import score_split
-    from affectgpt_jax.inference.calibration import FOLDER, TOP_K
+    from affectgpt_jax.inference.calibration import FOLDER, SUMMARY, TOP_K
     from affectgpt_jax.inference.evaluate import PLAIN, conditions
+    from affectgpt_jax.inference.report.examples import spread
     from affectgpt_jax.inference.runs import (
         checkpoint_name,
         fingerprint,
@@ -88,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
     for option in ("batch", "max_new", "top_k"):
         if (value := getattr(args, option)) is not None and value < 1:
             raise UserError(f"--{option.replace('_', '-')} must be at least 1, not {value}")
+    if args.evidence is not None and args.evidence < 0:
+        raise UserError(f"--evidence {args.evidence}: expected a number of clips, or nothing for all")
     if not args.calibrate and (args.precision is not None or args.coverage is not None):
         raise UserError(
             "--precision and --coverage choose a threshold on true labels: name their split with --calibrate"
@@ -127,10 +133,15 @@ def run(args: argparse.Namespace) -> int:
         )
     threshold = calibration.threshold if args.threshold is None else args.threshold
     corpus = open_shards(config, args.split or config.evaluate.split, args.shards)
-    parts = [corpus.split, *([] if args.no_answers else ["answers"]), *(["evidence"] if args.evidence else [])]
+    name = "-".join([corpus.split, *([] if args.no_answers else ["answers"])])
     began = time.perf_counter()
-    asked = asked if args.evidence else asked[:1]
-    records = score(corpus, vocabulary.words, "-".join(parts), asked=asked, answers=not args.no_answers)
+    # With evidence of all clips, nothing is asked twice.
+    asked = asked if args.evidence is not None else asked[:1]
+    records = {} if args.evidence == 0 else score(corpus, vocabulary.words, name, answers=not args.no_answers)
+    if args.evidence is not None:
+        chosen = [corpus.names[i] for i in spread(len(corpus), args.evidence or len(corpus))]
+        more: dict[str, Any] = {"asked": asked, "answers": not args.no_answers, "names": chosen}
+        records |= score(corpus, vocabulary.words, f"{name}-evidence", **more)
     seconds = time.perf_counter() - began
     truth = {text.name: text.labels for text in corpus.texts()}
     lines = [
@@ -138,9 +149,22 @@ def run(args: argparse.Namespace) -> int:
         for name, record in records.items()
     ]
     write_records(place / f"{corpus.split}.jsonl", lines)
-    if fits := _fits(records, truth, vocabulary, table, calibration.temperature):
-        print(fits)
-    _print_summary(lines, table, [one.name for one in asked[1:]])
+    summary = {
+        "step": trained.step,
+        "split": corpus.split,
+        "clips": len(lines),
+        "words": len(vocabulary.words),
+        "table": table.name,
+        "temperature": calibration.temperature,
+        "threshold": threshold,
+        "fit": _fit(records, truth, vocabulary, table, calibration.temperature),
+        "systems": _systems(lines, table),
+        "evidence": _evidence(lines, [one.name for one in asked[1:]]),
+    }
+    (place / f"{corpus.split}{SUMMARY}").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    _print_summary(summary)
+    if rejected := [line for line in lines if "rejected" in line]:
+        print(f"{len(rejected)} clips could not be asked, e.g. {rejected[0]['name']} {rejected[0]['rejected']}")
     print(f"written: {place / f'{corpus.split}.jsonl'}, {len(lines):,} clips in {seconds:.1f} s")
     return 0
 
@@ -234,23 +258,21 @@ def _known(
     return np.array([found[name]["scores"] for name in names]), [truth[name] for name in names]
 
 
-def _fits(
+def _fit(
     records: "Mapping[str, Record]",
     truth: Mapping[str, Sequence[str]],
     vocabulary: "Vocabulary",
     table: "WheelTable",
     temperature: float,
-) -> str:
-    """How well the probabilities fit the true labels, in words; nothing where there are none that count."""
+) -> "Record | None":
+    """How well the probabilities fit the true labels; None where there are none that count."""
     from affectgpt_jax.inference.calibration import fit, targets
 
     scores, known = _known(records, truth)
     wanted = targets(known, vocabulary, table)
     if not any(share.any() for share in wanted):
-        return ""
-    found = fit(scores, wanted, vocabulary, temperature)
-    told = f"NLL {found.nll:.3f}, ECE {found.ece:.3f}"
-    return f"temperature {temperature:.3f}, {len(known):,} clips with true labels: {told}"
+        return None
+    return {"clips": len(known)} | fit(scores, wanted, vocabulary, temperature)._asdict()
 
 
 def clip_record(
@@ -273,11 +295,12 @@ def clip_record(
 
     Returns:
       `name`, `truth`, `limits`, `answer` and `answer_labels` (in free words), what `calibration.label_record` gives, or
-      `rejected`; and `evidence`, per condition answer, answer_labels and `calibration.changes`, or `rejected`.
+      `rejected`; and `evidence`, per condition answer, answer_labels, `calibration.changes` and, as `words`,
+      `calibration.moves`, or `rejected`.
     """
     import numpy as np
 
-    from affectgpt_jax.inference.calibration import changes, label_record
+    from affectgpt_jax.inference.calibration import changes, label_record, moves
     from affectgpt_jax.inference.evaluate import PLAIN
     from affectgpt_jax.inference.limits import LIMITS
 
@@ -295,37 +318,66 @@ def clip_record(
         line["evidence"] = {
             name: {"rejected": found["rejected"]}
             if "rejected" in found
-            else answered(found) | changes(np.array(found["scores"]), scores, vocabulary, temperature)
+            else answered(found)
+            | changes(np.array(found["scores"]), scores, vocabulary, temperature)
+            | {"words": moves(np.array(found["scores"]), scores, vocabulary, temperature)}
             for name, found in by.items()
         }
     return line
 
 
-def _print_summary(lines: "Sequence[Record]", table: "WheelTable", without: Sequence[str]) -> None:
-    systems = {"scored labels": [line["labels"] for line in lines]}
+def _systems(lines: "Sequence[Record]", table: "WheelTable") -> "Record":
+    """By system: clips without a label, and where there are true labels its scores, over all clips and over those that
+    it gives labels."""
+    found = {"scored labels": [line["labels"] for line in lines]}
     if any("answer" in line for line in lines):
-        systems["labels in free words"] = [line.get("answer_labels", []) for line in lines]
+        found["labels in free words"] = [line.get("answer_labels", []) for line in lines]
     truth = [line["truth"] for line in lines]
-    for name, labels in systems.items():
+    systems: dict[str, Record] = {}
+    for name, labels in found.items():
         given = [i for i, own in enumerate(labels) if own]
-        told = f"{len(lines) - len(given)} of {len(lines)} clips have none"
+        systems[name] = {"none": len(lines) - len(given)}
         if any(truth):
-            told = f"{_rates(truth, labels, table)} by {table.name}; {told}"
+            systems[name]["scores"] = _rates(truth, labels, table)
             if 0 < len(given) < len(lines):
-                told += f", the others {_rates([truth[i] for i in given], [labels[i] for i in given], table)}"
-        print(f"{name}: {told}")
+                systems[name]["given"] = _rates([truth[i] for i in given], [labels[i] for i in given], table)
+    return systems
+
+
+def _evidence(lines: "Sequence[Record]", without: Sequence[str]) -> "Record":
+    """By condition the mean change of the best label's probability, and of how many clips."""
+    found = {}
     for name in without:
-        moved = [line["evidence"][name].get("change", float("nan")) for line in lines if "evidence" in line]
-        known = [x for x in moved if x == x]
+        moved = [line["evidence"][name] for line in lines if "evidence" in line]
+        known = [one["change"] for one in moved if "change" in one]
         if known:
-            print(f"{name}: the best label's probability changes by {sum(known) / len(known):+.3f} on average")
-    if rejected := [line for line in lines if "rejected" in line]:
-        print(f"{len(rejected)} clips could not be asked, e.g. {rejected[0]['name']} {rejected[0]['rejected']}")
+            found[name] = {"clips": len(known), "change": sum(known) / len(known)}
+    return found
 
 
-def _rates(truth: Sequence[Sequence[str]], labels: Sequence[Sequence[str]], table: "WheelTable") -> str:
+def _print_summary(summary: "Record") -> None:
+    if fit := summary["fit"]:
+        told = f"NLL {fit['nll']:.3f}, ECE {fit['ece']:.3f}"
+        print(f"temperature {summary['temperature']:.3f}, {fit['clips']:,} clips with true labels: {told}")
+    for name, system in summary["systems"].items():
+        told = f"{system['none']} of {summary['clips']} clips have none"
+        if "scores" in system:
+            told = f"{_shown(system['scores'])} by {summary['table']}; {told}"
+        if "given" in system:
+            told += f", the others {_shown(system['given'])}"
+        print(f"{name}: {told}")
+    for name, found in summary["evidence"].items():
+        clips = "" if found["clips"] == summary["clips"] else f" over {found['clips']} clips"
+        print(f"{name}: the best label's probability changes by {found['change']:+.3f} on average{clips}")
+
+
+def _rates(truth: Sequence[Sequence[str]], labels: Sequence[Sequence[str]], table: "WheelTable") -> "Record":
     from affectgpt_jax.unibench.scoring import score_labels
 
     scores = score_labels(truth, labels, table).scores
-    shown = {"hit rate": scores["hit_rate"], "set F": scores["f_score"]}
-    return ", ".join(f"{name} {x.value:.3f} [{x.low:.2f}, {x.high:.2f}]" for name, x in shown.items())
+    return {name: scores[name]._asdict() for name in ("hit_rate", "f_score")}
+
+
+def _shown(rates: "Record") -> str:
+    names = {"hit rate": rates["hit_rate"], "set F": rates["f_score"]}
+    return ", ".join(f"{name} {x['value']:.3f} [{x['low']:.2f}, {x['high']:.2f}]" for name, x in names.items())

@@ -4,6 +4,7 @@
     affectgpt predict runs/demo my_clips/ --question sentiment --faces detect --output answers.csv
     affectgpt predict runs/demo clips.csv --question candidates --field candidates="happy, sad" --output answers.jsonl
     affectgpt predict runs/demo runs/demo/shards --split test --output answers.parquet
+    affectgpt predict runs/demo clip.mp4 --evidence
 
 CLIP is a media file, a folder of them, a pattern, a manifest (.csv, .jsonl, .parquet, as `affectgpt prepare` reads
 them), or a folder of feature shards. The sound is that of the file. What is said is given, or lies beside the clip
@@ -11,10 +12,14 @@ them), or a folder of feature shards. The sound is that of the file. What is sai
 clip lacks is said, and the model answers without it. A clip that cannot be used is reported; the others are answered,
 and the exit status is 1.
 
+--scores adds how likely each word of a vocabulary is as the first label, calibrated where `affectgpt labels` has
+calibrated these words, and --evidence how answer and probabilities change without face, voice or words.
+
 With --output, an interrupted run goes on where it ended when it is started again. docs/predict.md says more.
 """
 
 import argparse
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,10 +35,14 @@ if TYPE_CHECKING:
     from affectgpt_jax.config import RunConfig
     from affectgpt_jax.data.shards import Corpus
     from affectgpt_jax.inference.clip_files import Beside, Item, Source
+    from affectgpt_jax.inference.clip_scores import Scoring
     from affectgpt_jax.inference.predict import Failed, How, Prediction
     from affectgpt_jax.inference.prediction_files import PredictionFile
-    from affectgpt_jax.inference.runs import Run
+    from affectgpt_jax.inference.runs import Run, Trained
     from affectgpt_jax.ops.sampling import Sampling
+
+SHOWN = 3
+"""Words of a clip whose probabilities, or changes of them, a person is shown; the file has more."""
 
 
 class _Asked(NamedTuple):
@@ -105,6 +114,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--top-k", type=int, default=0, metavar="K", help="draw among the K likeliest; 0: among all")
     asked.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw among the likeliest, which have P")
     asked.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: %(default)s)")
+    scored = parser.add_argument_group("probabilities of labels")
+    scored.add_argument(
+        "--scores",
+        nargs="?",
+        const="",
+        metavar="wheel|FILE",
+        help="how likely words are as the first label: those of the emotion wheels or of a file, a line each (default: "
+        "those that `affectgpt labels` calibrated, else the wheel's)",
+    )
+    scored.add_argument(
+        "--evidence", action="store_true", help="also the answer and the probabilities without each modality"
+    )
+    scored.add_argument("--wheel-dir", type=Path, help="official emotion-wheel folder (default: $AFFECTGPT_WHEEL_DIR)")
     add("--output", type=Path, metavar="FILE", help=".jsonl, .csv or .parquet, failures included; resumable")
     add("--overwrite", action="store_true", help="begin --output anew, whatever is there")
     add("--batch", type=int, metavar="N", help="clips at a time; the run's evaluate.batch by default")
@@ -135,36 +157,45 @@ def run(args: argparse.Namespace) -> int:
     trained = open_trained(args.run, args.step, placement(args))
     asked = _find(args, trained.config, words, items)
     settings = {"batch": args.batch, "max_new": args.max_new, "sampling": sampling, "seed": args.seed}
-    model = fingerprint(trained) if args.output is not None else ""
+    model = fingerprint(trained) if args.output is not None or _scores(args) else ""
+    scoring = _scoring(args, trained, model)
     way = how(trained.config, len(asked.clips), question, **settings, model=model)
-    file = None
-    if args.output is not None:
-        facts = _facts(way, trained.step) | roundings(trained.config) | dict(asked.facts)
-        file = PredictionFile(args.output, facts, len(asked.clips), way.window, args.overwrite)
     console = Console(highlight=False, soft_wrap=True)
-    total, first = len(asked.clips), file.done if file else 0
-    console.print(f"[bold]{escape(question)}[/bold]  ({escape(str(args.run))}, step {trained.step})")
-    failed = file.failed if file else 0
-    if first < total:
-        if first:
-            console.print(f"{first} of {total} clips are answered in {escape(str(args.output))}; going on")
-        opened: Run = with_base(trained, open_base(trained))
-        settings |= {"first": first, "model": model}
-        outcomes = (
-            predict_shards(opened, asked.clips, question, words=asked.beside.words, **settings)
-            if isinstance(asked.clips, Corpus)
-            else predict(opened, asked.clips, question, beside=asked.beside, **settings)
-        )
-        with clip_bar(total, first, failed) as told:
-            for outcome in _kept(outcomes, file, way):
-                failed += isinstance(outcome, Failed)
-                if file is None:
-                    _show(console, outcome)
-                elif isinstance(outcome, Failed):
-                    console.print(f"[red]failed[/red]  {escape(_plain(outcome.clip))}: {escape(_plain(outcome.error))}")
-                told(isinstance(outcome, Failed))
-    if file is not None:
-        file.finish()
+    total = len(asked.clips)
+    with contextlib.ExitStack() as stack:
+        file = None
+        if args.output is not None:
+            facts = _facts(way, trained.step) | roundings(trained.config) | dict(asked.facts)
+            facts |= {"scores": scoring and scoring.facts()}
+            opened_file = PredictionFile(args.output, facts, total, way.window, args.overwrite)
+            file = stack.enter_context(opened_file)
+        first, failed = (file.done, file.failed) if file else (0, 0)
+        console.print(f"[bold]{escape(question)}[/bold]  ({escape(str(args.run))}, step {trained.step})")
+        if scoring is not None and not scoring.scale.calibrated:
+            why = "; ".join(filter(None, [scoring.scale.note, _remedy(args)]))
+            console.print(f"[yellow]probabilities are not calibrated: {escape(why)}[/yellow]")
+        if first < total:
+            if first:
+                console.print(f"{first} of {total} clips are answered in {escape(str(args.output))}; going on")
+            opened: Run = with_base(trained, open_base(trained))
+            more: dict[str, Any] = settings | {"first": first, "model": model, "scoring": scoring}
+            outcomes = (
+                predict_shards(opened, asked.clips, question, words=asked.beside.words, **more)
+                if isinstance(asked.clips, Corpus)
+                # What one clip's decoder does is of no harm to others where there are none.
+                else predict(opened, asked.clips, question, beside=asked.beside, apart=total > 1, **more)
+            )
+            with clip_bar(total, first, failed) as told:
+                for outcome in _kept(outcomes, file, way):
+                    failed += isinstance(outcome, Failed)
+                    if file is None:
+                        _show(console, outcome)
+                    elif isinstance(outcome, Failed):
+                        reason = f"{_plain(outcome.clip)}: {_plain(outcome.error)}"
+                        console.print(f"[red]failed[/red]  {escape(reason)}")
+                    told(isinstance(outcome, Failed))
+        if file is not None:
+            file.finish()
     answered = f"{total - failed} of {total} clips answered" if total > 1 or failed else ""
     kept = f"written to {escape(str(args.output))}" if file else ""
     console.print("\n" + "\n".join(filter(None, [", ".join(filter(None, [answered, kept])), f"[dim]{LIMITS}[/dim]"])))
@@ -238,6 +269,30 @@ def _facts(way: "How", step: int) -> dict[str, Any]:
         "seed": way.seed,
         "batch": way.batch,
     }
+
+
+def _scores(args: argparse.Namespace) -> bool:
+    return args.evidence or args.scores is not None
+
+
+def _scoring(args: argparse.Namespace, trained: "Trained", model: str) -> "Scoring | None":
+    """The words whose probabilities are wanted; None if none are."""
+    from affectgpt_jax.inference.calibration import read_words
+    from affectgpt_jax.inference.clip_scores import Scoring, open_scale
+    from affectgpt_jax.unibench.table_cache import load_table, wheel_words
+
+    if not _scores(args):
+        return None
+    words = None
+    if args.scores:
+        words = wheel_words(args.wheel_dir) if args.scores == "wheel" else read_words(Path(args.scores))
+    table = load_table(args.wheel_dir)
+    return Scoring(open_scale(trained, lambda: model, table, words, wheel_dir=args.wheel_dir), args.evidence)
+
+
+def _remedy(args: argparse.Namespace) -> str:
+    words = f" --vocabulary {args.scores}" if args.scores else ""
+    return f"affectgpt labels {args.run} --calibrate validation{words}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -320,14 +375,36 @@ def _show(console: "Console", outcome: "Prediction | Failed") -> None:
         lines.insert(0, ("labels", ", ".join(outcome.labels)))
     if outcome.subtitle:
         lines.append(("subtitle", f'"{outcome.subtitle}" ({outcome.sources["text"].origin})'))
+    lines += _scored(outcome)
     lines += [(name, _read_from(source)) for name, source in outcome.sources.items() if name != "text"]
     lines += [("no " + name, reason) for name, reason in outcome.absent.items()]
     lines += [("note", note) for note in outcome.notes]
     lines.append(("time", f"{outcome.seconds:.2f} s, {outcome.tokens} tokens"))
     styles = {"labels": "bold green", "no": "yellow", "note": "yellow"}
+    width = max(9, *(len(title) for title, _ in lines))
     for title, text in lines:
         style = styles.get(title.split()[0], "default")
-        console.print(f"  {title:<9} [{style}]{escape(_plain(text))}[/{style}]")
+        console.print(f"  {title:<{width}} [{style}]{escape(_plain(text))}[/{style}]")
+
+
+def _scored(outcome: "Prediction") -> list[tuple[str, str]]:
+    """The likeliest labels, and what becomes of them without each modality."""
+    lines = []
+    if (scores := outcome.scores) is not None:
+        if "rejected" in scores:
+            lines.append(("scores", f"none: {scores['rejected']}"))
+        else:
+            likely = ", ".join(f"{word['label']} {word['probability']:.2f}" for word in scores["likeliest"][:SHOWN])
+            given = f"abstains below {scores['threshold']:.2f}: " if scores["abstained"] else ""
+            lines.append(("scores", given + likely))
+    for modality, found in (outcome.evidence or {}).items():
+        if "rejected" in found:
+            lines.append((f"without {modality}", f"none: {found['rejected']}"))
+            continue
+        changes = sorted(found.get("changes", ()), key=lambda word: -abs(word["change"]))[:SHOWN]
+        moved = ", ".join(f"{word['label']} {word['change']:+.2f}" for word in changes)
+        lines.append((f"without {modality}", f"{moved}; {found['answer'] or '(empty)'}"))
+    return lines
 
 
 def _read_from(source: "Source") -> str:

@@ -18,8 +18,9 @@ import shutil
 from pathlib import Path
 
 from affectgpt_jax.cli.checkpoint_step import add_step
-from affectgpt_jax.cli.labels import FOLDER, open_calibration
-from affectgpt_jax.cli.predict import POLICIES, question_field
+from affectgpt_jax.cli.labels import open_calibration
+from affectgpt_jax.cli.placement import add_placement, placement
+from affectgpt_jax.cli.predict import question_field
 from affectgpt_jax.cli.progress import stage_bar
 from affectgpt_jax.errors import UserError
 
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("run", metavar="RUN", help="run folder")
     add("video", metavar="VIDEO", type=Path, help="the recording; anything FFmpeg reads")
     add_step(parser)
+    add_placement(parser)
     add("--output", type=Path, metavar="FOLDER", required=True, help="where to")
     add("--window", type=float, default=4.0, metavar="SECONDS", help="length of a window (default: %(default)g)")
     add("--hop", type=float, default=2.0, metavar="SECONDS", help="from window to window (default: %(default)g)")
@@ -71,9 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Encode, ask, write."""
-    from affectgpt_jax.cli.benchmark import step_name
+    from affectgpt_jax.api.clips import POLICIES
     from affectgpt_jax.data.media import MediaError
-    from affectgpt_jax.inference.predict import LIMITS, how, question_text
+    from affectgpt_jax.inference.clip_scores import calibration_file
+    from affectgpt_jax.inference.limits import LIMITS
+    from affectgpt_jax.inference.predict import how, question_text
     from affectgpt_jax.inference.runs import fingerprint, model_streams, open_base, open_trained, with_base
     from affectgpt_jax.inference.timeline import Settings, make_timeline
     from affectgpt_jax.inference.timeline.files import curves, write_csv, write_plot, write_records
@@ -92,11 +96,12 @@ def run(args: argparse.Namespace) -> int:
     question = question_text(args.question, **fields)
     if not args.video.is_file():
         raise MediaError(args.video, "there is no such file")
-    trained = open_trained(args.run, args.step)
+    trained = open_trained(args.run, args.step, placement(args))
     config = trained.config
     model, table = fingerprint(trained), load_table(args.wheel_dir)
-    place = Path(args.run) / FOLDER / step_name(trained.step) / "calibration.json"
-    calibration, vocabulary = open_calibration(place, trained, model, table, args.vocabulary, args.wheel_dir)
+    calibration, vocabulary = open_calibration(
+        calibration_file(trained), trained, model, table, args.vocabulary, args.wheel_dir
+    )
     policy: FacePolicy = "files"
     if args.faces in POLICIES:
         policy = args.faces
@@ -163,6 +168,8 @@ def _limits(low: str, high: str) -> tuple[float, float]:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from affectgpt_jax.api.clips import POLICIES
+
     for option in ("batch", "max_new"):
         value = getattr(args, option)
         if value is not None and value < 1:

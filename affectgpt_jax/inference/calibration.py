@@ -26,8 +26,14 @@ THRESHOLD = 0.2
 TOP_K = 3
 """Labels of a clip at most."""
 
+LIKELIEST = 8
+"""Words at most that the record of an answer names with their probabilities; a vocabulary has hundreds."""
+
 FOLDER = "labels"
 """Of scores and calibrations, below a run's folder."""
+
+SUMMARY = ".summary.json"
+"""What follows a split's name in the file of its scores."""
 
 BINS = 15
 """Of the expected calibration error."""
@@ -155,10 +161,12 @@ class Fit(NamedTuple):
       nll: negative log-likelihood: cross entropy of the groups with their targets, in nats, the mean over clips.
       ece: expected calibration error: how far the likeliest group's probability is from its mean target, the mean over
         `BINS` equal bins weighted by their clips.
+      bins: of each bin with clips, over all wheels: clips, mean probability, mean target.
     """
 
     nll: float
     ece: float
+    bins: tuple[tuple[int, float, float], ...] = ()
 
 
 def fit(scores: np.ndarray, wanted: Sequence[np.ndarray], vocabulary: Vocabulary, temperature: float) -> Fit:
@@ -171,26 +179,32 @@ def fit(scores: np.ndarray, wanted: Sequence[np.ndarray], vocabulary: Vocabulary
       temperature: of the softmax.
     """
     found = group_probabilities(probabilities(scores, temperature), vocabulary)
-    measured = []
+    measured, sums = [], np.zeros((3, BINS))
     for x, share in zip(found, wanted, strict=True):
         counted = share.any(axis=1)
         if counted.any():
-            measured.append((_nll(x[counted], share[counted]), _ece(x[counted], share[counted])))
+            clips, confidence, right = bins = _bins(x[counted], share[counted])
+            ece = float(np.abs(confidence - right).sum() / clips.sum())
+            measured.append((_nll(x[counted], share[counted]), ece))
+            sums += bins
     if not measured:
         raise UserError("no clip has a true label whose group the vocabulary knows; add the corpus's own labels to it")
-    return Fit(*np.mean(measured, axis=0).tolist())
+    filled = sums[:, sums[0] > 0].T.tolist()
+    told = tuple((int(clips), _short(confidence / clips), _short(right / clips)) for clips, confidence, right in filled)
+    nll, ece = np.mean(measured, axis=0).tolist()
+    return Fit(nll, ece, told)
 
 
 def _nll(found: np.ndarray, share: np.ndarray) -> float:
     return float(-(share * np.log(np.maximum(found, np.finfo(np.float64).tiny))).sum(axis=1).mean())
 
 
-def _ece(found: np.ndarray, share: np.ndarray) -> float:
+def _bins(found: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Of each bin of the likeliest group's probability: clips, sum of the probabilities, sum of the targets."""
     top = found.argmax(axis=1)[:, None]
     confidence, right = (np.take_along_axis(x, top, axis=1)[:, 0] for x in (found, share))
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(bins, confidence - right, BINS)
-    return float(np.abs(gaps).sum() / len(bins))
+    return np.stack([np.bincount(bins, x, BINS) for x in (np.ones(len(bins)), confidence, right)])
 
 
 def fit_temperature(scores: np.ndarray, wanted: Sequence[np.ndarray], vocabulary: Vocabulary) -> float:
@@ -334,7 +348,9 @@ def read_calibration(file: Path, model: str | None = None) -> Calibration:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         for name in ("before", "after"):
-            record[name] = record[name] and Fit(**record[name])
+            if record[name]:
+                bins = tuple(map(tuple, record[name].get("bins", ())))
+                record[name] = Fit(**record[name] | {"bins": bins})
         found = Calibration(**record | {"words": tuple(record["words"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -410,7 +426,12 @@ def given_labels(words: np.ndarray, vocabulary: Vocabulary, threshold: float, to
 
 
 def label_record(
-    scores: np.ndarray, vocabulary: Vocabulary, temperature: float, threshold: float, top_k: int = TOP_K
+    scores: np.ndarray,
+    vocabulary: Vocabulary,
+    temperature: float,
+    threshold: float,
+    top_k: int = TOP_K,
+    named: int | None = None,
 ) -> dict[str, Any]:
     """What the scores of a clip say, as JSON holds it.
 
@@ -420,15 +441,16 @@ def label_record(
       temperature: of the softmax.
       threshold: what a label's support must reach.
       top_k: labels at most.
+      named: words at most that are named with their probability; `top_k` by default.
 
     Returns:
-      `labels` given (none: `abstained`), `confidence`, the largest support; `likeliest`, the `top_k` likeliest words
+      `labels` given (none: `abstained`), `confidence`, the largest support; `likeliest`, the `named` likeliest words
       with probability and support; `groups`, per wheel name -> probability, the likeliest first; `entropy` of the words
       in nats; `in_vocabulary`, the share of the model's first labels that the vocabulary has.
     """
     words = probabilities(scores, temperature)
     own = support(words, vocabulary)
-    order = np.argsort(-words, kind="stable")[:top_k]
+    order = np.argsort(-words, kind="stable")[: top_k if named is None else named]
     labels = given_labels(words, vocabulary, threshold, top_k)
     return {
         "labels": labels,
@@ -470,6 +492,30 @@ def changes(scores: np.ndarray, plain: np.ndarray, vocabulary: Vocabulary, tempe
             for names, own in zip(vocabulary.names, moved, strict=True)
         ],
     }
+
+
+def moves(
+    scores: np.ndarray, plain: np.ndarray, vocabulary: Vocabulary, temperature: float, most: int = LIKELIEST
+) -> list[dict[str, Any]]:
+    """How the probabilities of words change against those of the plain condition.
+
+    Args:
+      scores: float [V], under the condition.
+      plain: float [V], with everything in its place.
+      vocabulary: the words.
+      temperature: of both softmaxes.
+      most: words.
+
+    Returns:
+      `label`, `probability` under the condition and its `change`: of the `most` likeliest words of the plain condition,
+      then of those of the `TOP_K` likeliest under this one that are not among them.
+    """
+    now, before = (probabilities(x, temperature) for x in (scores, plain))
+    first, then = (np.argsort(-x, kind="stable").tolist() for x in (before, now))
+    return [
+        {"label": vocabulary.words[i], "probability": _short(now[i]), "change": _short(now[i] - before[i])}
+        for i in dict.fromkeys([*first[:most], *then[:TOP_K]])
+    ]
 
 
 def _short(x: Any) -> float:

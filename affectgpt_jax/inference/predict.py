@@ -10,7 +10,7 @@ import difflib
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from affectgpt_jax.config import RunConfig
-from affectgpt_jax.data.clips import PREPROCESSING, read_modality
+from affectgpt_jax.data.clips import PREPROCESSING
 from affectgpt_jax.data.examples import Rejected
 from affectgpt_jax.data.prompts import QUESTIONS, needs
 from affectgpt_jax.data.prompts import question as prompts_question
@@ -28,13 +28,14 @@ from affectgpt_jax.data.shard_schema import FEATURE_DTYPE, Stream, parse_stream,
 from affectgpt_jax.data.shards import Corpus
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.answering import Answer, Answerer, Query
-from affectgpt_jax.inference.clip_files import Beside, Clip, Item, Source, file_item, find_clip, places
+from affectgpt_jax.inference.clip_files import Beside, Item, Source, file_item
+from affectgpt_jax.inference.clip_scores import ClipScorer, ClipScores, Scoring
 from affectgpt_jax.inference.encoders import Encoders
 from affectgpt_jax.inference.limits import LIMITS
+from affectgpt_jax.inference.reading import Failed, Inputs, ReadingProcesses, failure, read_clip
 from affectgpt_jax.inference.runs import Run, model_streams
 from affectgpt_jax.inference.shown import as_html, as_text
-from affectgpt_jax.inference.subtitles import Tables, read_table
-from affectgpt_jax.inference.transcription import EndpointError
+from affectgpt_jax.inference.subtitles import read_table
 from affectgpt_jax.ops.sampling import GREEDY, Sampling
 from affectgpt_jax.version import __version__
 
@@ -73,6 +74,9 @@ class Prediction:
       model: the checkpoint's `runs.fingerprint`; empty if nobody asked for it.
       version: of this program.
       limits: what the answer is not.
+      scores: probabilities of labels (`clip_scores.ClipScores.labels`), if they were asked for.
+      evidence: how answer and probabilities change without each modality (`clip_scores.ClipScores.evidence`), if that
+        was asked for.
     """
 
     clip: str
@@ -91,12 +95,15 @@ class Prediction:
     model: str = ""
     version: str = __version__
     limits: str = LIMITS
+    scores: Mapping[str, Any] | None = None
+    evidence: Mapping[str, Any] | None = None
 
     def record(self) -> dict[str, Any]:
-        """As JSON holds it; sources without what is empty."""
+        """As JSON holds it; sources without what is empty, and nothing of scores that were not asked for."""
         sources = {name: dataclasses.asdict(source) for name, source in self.sources.items()}
         said = {name: {key: value for key, value in source.items() if value} for name, source in sources.items()}
-        return dataclasses.asdict(self) | {"sources": said}
+        record = dataclasses.asdict(self) | {"sources": said}
+        return {key: value for key, value in record.items() if value is not None}
 
     def __str__(self) -> str:
         return as_text(self.clip, self._lines(), self.limits)
@@ -111,23 +118,6 @@ class Prediction:
         yield from [("subtitle", self.subtitle)] if self.subtitle else []
         yield from ((f"no {name}", reason) for name, reason in self.absent.items())
         yield from (("note", note) for note in self.notes)
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A clip without an answer.
-
-    Attributes:
-      clip: the file, or its name.
-      error: what is wrong with it.
-    """
-
-    clip: str
-    error: str
-
-    def record(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return dataclasses.asdict(self)
 
 
 class How(NamedTuple):
@@ -159,16 +149,6 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 Ask = Callable[[Sequence[Query]], Sequence[Answer | Rejected]]
-
-
-class _Inputs(NamedTuple):
-    """A clip, decoded."""
-
-    clip: Clip
-    media: dict[str, np.ndarray]
-    absent: dict[str, str]
-    sources: dict[str, Source]
-    seconds: float
 
 
 class _Asked(NamedTuple):
@@ -209,6 +189,8 @@ def predict(
     first: int = 0,
     encoders: Encoders | None = None,
     answerer: Ask | None = None,
+    scoring: Scoring | None = None,
+    apart: bool = False,
     **settings: Any,
 ) -> Iterator[Prediction | Failed]:
     """Ask one question about each of some clips.
@@ -221,6 +203,8 @@ def predict(
       first: the clip to begin with; a multiple of `How.window`, for a clip's answer to have the same company.
       encoders: the towers; the run's by default.
       answerer: what answers; the run by default.
+      scoring: the words whose probabilities records shall hold; none by default.
+      apart: clips are read in processes of their own, so that a decoder that crashes costs one clip only.
       **settings: see `how`.
 
     Yields:
@@ -239,13 +223,21 @@ def predict(
     if encoders is None:
         encoders = open_encoders(run.config, streams, asked.batch, detects=beside.detect is not None)
     text = needs(run.config.model.mode).text
-    tables = functools.cache(read_table)
-    read = functools.partial(_read_clip, beside=beside, streams=streams, text=text, tables=tables)
+    if apart:
+        read: Any = ReadingProcesses(beside=beside, streams=streams, text=text)
+    else:
+        tables = functools.cache(read_table)
+        read = functools.partial(read_clip, beside=beside, streams=streams, text=text, tables=tables)
     batches = _ahead(read, items[first:], asked.batch, run.config.prepare.decode_threads)
     numbers = iter(range(first, len(items)))
     encoded = (_encoded(asked.question, inputs, numbers, streams, encoders) for inputs in batches)
     windows = ([clip for batch in some for clip in batch] for some in _groups(encoded, TOGETHER))
-    yield from _answered(run, asked, windows, answerer)
+    try:
+        yield from _answered(run, asked, windows, answerer, scoring)
+    finally:
+        if apart:
+            batches.close()
+            read.close()
 
 
 def predict_shards(
@@ -256,6 +248,7 @@ def predict_shards(
     words: bool = True,
     first: int = 0,
     answerer: Ask | None = None,
+    scoring: Scoring | None = None,
     **settings: Any,
 ) -> Iterator[Prediction | Failed]:
     """Ask one question about each sample of a split of feature shards, for which no tower is needed.
@@ -267,6 +260,7 @@ def predict_shards(
       words: whether the model is told what is said.
       first: the sample to begin with; a multiple of `How.window`.
       answerer: what answers; the run by default.
+      scoring: the words whose probabilities records shall hold; none by default.
       **settings: see `how`.
 
     Yields:
@@ -280,7 +274,7 @@ def predict_shards(
         list(map(read, range(start, min(start + asked.window, len(corpus)))))
         for start in range(first, len(corpus), asked.window)
     )
-    yield from _answered(run, asked, windows, answerer)
+    yield from _answered(run, asked, windows, answerer, scoring)
 
 
 def question_text(words: str, **fields: object) -> str:
@@ -363,11 +357,11 @@ def _groups(items: Iterable[_In], size: int) -> Iterator[list[_In]]:
 
 
 def _ahead(
-    read: Callable[[Item], _Inputs | Failed], clips: Sequence[Item], batch: int, threads: int
-) -> Iterator[list[_Inputs | Failed]]:
+    read: Callable[[Item], Inputs | Failed], clips: Sequence[Item], batch: int, threads: int
+) -> Generator[list[Inputs | Failed], None, None]:
     """Batches of decoded clips; threads decode the next one meanwhile."""
     with ThreadPoolExecutor(threads) as pool:
-        pending: deque[list[Future[_Inputs | Failed]]] = deque()
+        pending: deque[list[Future[Inputs | Failed]]] = deque()
         for some in _groups(clips, batch):
             pending.append([pool.submit(read, clip) for clip in some])
             if len(pending) > 1:
@@ -376,74 +370,16 @@ def _ahead(
             yield [future.result() for future in futures]
 
 
-def _read_clip(
-    item: Item, *, beside: Beside, streams: Mapping[str, Stream], text: bool, tables: Tables
-) -> _Inputs | Failed:
-    """A clip, decoded, or what is wrong with it, be it what a decoding library lets through."""
-    try:
-        if item.fault:
-            return Failed(item.name, item.fault)
-        started = time.perf_counter()
-        clip = find_clip(item, beside if text else dataclasses.replace(beside, words=False), tables)
-        return _decode(clip, streams, beside, text, started)
-    except EndpointError:
-        raise
-    except Exception as error:
-        return _failed(item.name, error)
-
-
-def _failed(clip: str, error: Exception) -> Failed:
-    words = str(error).removeprefix(f"{clip}: ")
-    return Failed(
-        clip, words if isinstance(error, UserError | OSError) and words else f"{type(error).__name__}: {words}"
-    )
-
-
-def _decode(clip: Clip, streams: Mapping[str, Stream], beside: Beside, text: bool, started: float) -> _Inputs:
-    """Read what the streams need of a clip, and say what it lacks.
-
-    Raises:
-      UserError: a file is broken, or there is nothing to go by.
-    """
-    media: dict[str, np.ndarray] = {}
-    absent: dict[str, str] = {}
-    sources: dict[str, Source] = {}
-    for name, stream in streams.items():
-        if name == "face" and clip.files.faces is None and beside.detect is not None:
-            faces = beside.detect(clip.files, stream.count)
-            if faces is None:
-                video = clip.files.video
-                absent[name] = f"{beside.detector} found no face in {video}" if video else "there is no video"
-                continue
-            media[name] = faces.crops
-            sources[name] = Source(str(clip.files.video), "frame", faces.frames, faces.boxes, beside.detector)
-            continue
-        found = read_modality(clip.files, stream)
-        if found is None:
-            lacking = "sound track" if name == "audio" else "picture"
-            absent[name] = clip.absent.get(name, f"the file has no {lacking}")
-        else:
-            media[name], sources[name] = found, places(clip.files, stream)
-    if text and clip.subtitle:
-        sources["text"] = Source(clip.subtitle_from)
-    elif text:
-        absent["text"] = clip.absent["text"]
-    if not media and not (text and clip.subtitle):
-        reasons = [*absent.values(), *clip.item.notes]
-        raise UserError("there is nothing to go by: " + "; ".join(reasons))
-    return _Inputs(clip, media, absent, sources, time.perf_counter() - started)
-
-
 def _encoded(
     question: str,
-    batch: Sequence[_Inputs | Failed],
+    batch: Sequence[Inputs | Failed],
     numbers: Iterator[int],
     streams: Mapping[str, Stream],
     encoders: Encoders,
 ) -> list[_Asked | Failed]:
     """A batch of clips, encoded; where it cannot be, those of its clips that can."""
     started = time.perf_counter()
-    good = [inputs for inputs in batch if isinstance(inputs, _Inputs)]
+    good = [inputs for inputs in batch if isinstance(inputs, Inputs)]
     features = iter(_apart(lambda some: _encode(some, streams, encoders), good))
     share = (time.perf_counter() - started) / max(len(good), 1)
     made: list[_Asked | Failed] = []
@@ -453,16 +389,14 @@ def _encoded(
             continue
         item, found = inputs.clip.item, next(features)
         if isinstance(found, Exception):
-            made.append(_failed(item.name, found))
+            made.append(failure(item.name, found))
             continue
         query = Query(item.key, inputs.clip.subtitle, question, found, number)
         made.append(_Asked(item.name, query, inputs.absent, inputs.sources, item.notes, inputs.seconds + share))
     return made
 
 
-def _encode(
-    inputs: Sequence[_Inputs], streams: Mapping[str, Stream], encoders: Encoders
-) -> list[dict[str, np.ndarray]]:
+def _encode(inputs: Sequence[Inputs], streams: Mapping[str, Stream], encoders: Encoders) -> list[dict[str, np.ndarray]]:
     """Features of each clip, float32 [t, F] by modality, as they would come out of shards."""
     features: list[dict[str, np.ndarray]] = [{} for _ in inputs]
     for name in streams:
@@ -498,7 +432,7 @@ def _read_sample(
                 absent[modality] = f"the shards hold none of this sample ({stream})"
                 del sources[modality]
     except Exception as error:
-        return _failed(name, error)
+        return failure(name, error)
     said = record.subtitle if text and words else ""
     if said:
         sources["text"] = Source(f"{corpus.root}, text")
@@ -541,18 +475,31 @@ def _halves(work: Callable[[Sequence[_In]], Iterable[_Out]], items: Sequence[_In
 
 
 def _answered(
-    run: Run, asked: How, windows: Iterable[Sequence[_Asked | Failed]], answerer: Ask | None
+    run: Run,
+    asked: How,
+    windows: Iterable[Sequence[_Asked | Failed]],
+    answerer: Ask | None,
+    scoring: Scoring | None,
 ) -> Iterator[Prediction | Failed]:
     """Answers window by window, in order."""
     if answerer is None:
         answerer = Answerer(run, batch=asked.batch, max_new=asked.max_new, sampling=asked.sampling, seed=asked.seed)
+    scorer = None
+    if scoring is not None:
+        scorer = ClipScorer(run, scoring, answerer, batch=asked.batch, max_new=asked.max_new)
     for window in windows:
         started = time.perf_counter()
         checked = [_finite(clip) if isinstance(clip, _Asked) else clip for clip in window]
-        answers = iter(_apart(answerer, [clip.query for clip in checked if isinstance(clip, _Asked)]))
-        share = (time.perf_counter() - started) / max(sum(isinstance(clip, _Asked) for clip in checked), 1)
+        queries = [clip.query for clip in checked if isinstance(clip, _Asked)]
+        answers = _apart(answerer, queries)
+        good = [query for query, answer in zip(queries, answers, strict=True) if isinstance(answer, Answer)]
+        scores = iter([] if scorer is None else _apart(scorer, good))
+        found = iter(
+            [(answer, next(scores, None)) if isinstance(answer, Answer) else (answer, None) for answer in answers]
+        )
+        share = (time.perf_counter() - started) / max(len(queries), 1)
         for clip in checked:
-            yield clip if isinstance(clip, Failed) else _outcome(run, asked, share, clip, next(answers))
+            yield clip if isinstance(clip, Failed) else _outcome(run, asked, share, clip, *next(found))
 
 
 def _finite(clip: _Asked) -> _Asked | Failed:
@@ -561,12 +508,20 @@ def _finite(clip: _Asked) -> _Asked | Failed:
 
 
 def _outcome(
-    run: Run, asked: How, share: float, clip: _Asked, answer: Answer | Rejected | Exception
+    run: Run,
+    asked: How,
+    share: float,
+    clip: _Asked,
+    answer: Answer | Rejected | Exception,
+    scores: ClipScores | Exception | None,
 ) -> Prediction | Failed:
     if isinstance(answer, Rejected):
         return Failed(clip.clip, answer.reason)
-    if isinstance(answer, Exception):
-        return _failed(clip.clip, answer)
+    for found in (answer, scores):
+        if isinstance(found, Exception):
+            return failure(clip.clip, found)
+    assert isinstance(answer, Answer)
+    assert not isinstance(scores, Exception)
     cut = f"cut off after {asked.max_new} tokens" if answer.tokens >= asked.max_new else ""
     return Prediction(
         clip=clip.clip,
@@ -583,4 +538,6 @@ def _outcome(
         run=str(run.folder),
         step=run.step,
         model=asked.model,
+        scores=None if scores is None else scores.labels,
+        evidence=None if scores is None else scores.evidence,
     )

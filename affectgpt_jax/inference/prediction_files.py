@@ -7,10 +7,12 @@ same company.
 """
 
 import csv
+import errno
+import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.answer_file import begin, count_lines, keep_lines
@@ -19,11 +21,11 @@ from affectgpt_jax.replacing import replacing
 
 TEXTS = ("clip", "error", "question", "answer", "subtitle", "run", "model", "version", "limits")
 LISTS = ("labels", "notes")
-MAPPINGS = ("absent", "sources")
+MAPPINGS = ("absent", "sources", "scores", "evidence")
 NUMBERS = ("tokens", "seed", "step")
 COLUMNS = (
     *("clip", "error", "question", "answer", "labels", "subtitle", "absent", "sources", "notes", "tokens", "seed"),
-    *("run", "step", "model", "version", "limits"),
+    *("run", "step", "model", "version", "limits", "scores", "evidence"),
 )
 """Of a table; a clip without an answer has the first two."""
 
@@ -32,7 +34,9 @@ ROWS = 1024
 
 
 class PredictionFile:
-    """A file of predictions that is being written.
+    """A file of predictions that is being written, by one process at a time.
+
+    A context, which leaves the file to others at its end.
 
     Attributes:
       done: clips that have their record already; the next one is that of the clip of this number.
@@ -50,18 +54,29 @@ class PredictionFile:
           overwrite: begin anew, whatever is there.
 
         Raises:
-          UserError: no such kind of file, what is there comes from something else, or the file cannot be written.
+          UserError: no such kind of file, what is there comes from something else, another process is writing it, or it
+            cannot be written.
         """
         self._path, self._clips = path, clips
         table = ending(path) != ".jsonl"
         self._lines = path.with_name(f"{path.name}.part.jsonl") if table else path
         self._timing = path.with_name(f"{path.name}.timing.jsonl")
-        if overwrite:
-            for file in (path, self._lines, self._timing):
-                file.unlink(missing_ok=True)
         remedy = "name another --output, or begin it anew with --overwrite"
-        if path.exists() and not self._timing.is_file():
+        if path.exists() and not self._timing.is_file() and not overwrite:
             raise UserError(f"--output {path} is there, and no {self._timing.name} says what it comes from; {remedy}")
+        self._locked = _lock(self._timing, path)
+        try:
+            self._begin(facts, window, overwrite, table, remedy)
+        except BaseException:
+            self._locked.close()
+            raise
+
+    def _begin(self, facts: Mapping[str, Any], window: int, overwrite: bool, table: bool, remedy: str) -> None:
+        path, clips = self._path, self._clips
+        if overwrite:
+            for file in (path, self._lines):
+                file.unlink(missing_ok=True)
+            keep_lines(self._timing, 0)  # it is what the lock is on
         times = begin(self._timing, facts, remedy)
         finished = table and path.exists() and len(times) == clips
         lines = clips if finished else min(count_lines(self._lines), len(times))
@@ -72,6 +87,12 @@ class PredictionFile:
             keep_lines(self._lines, self.done)
             keep_lines(self._timing, 1 + self.done)
         self._finished = finished
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._locked.close()
 
     def write(self, outcomes: Sequence[Prediction | Failed]) -> None:
         """Add the outcomes of a window."""
@@ -103,6 +124,31 @@ class PredictionFile:
         with self._lines.open("rb") as lines:
             for line in lines:
                 yield json.loads(line)
+
+
+def _lock(file: Path, path: Path) -> BinaryIO:
+    """Open a file, which is made if need be, for this process alone.
+
+    Raises:
+      UserError: another process has it, or it cannot be written.
+    """
+    try:
+        opened = file.open("ab")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror}); name another --output") from error
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        opened.close()
+        raise UserError(
+            f"--output {path} is being written by another process; wait for it, or name another --output"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            opened.close()
+            raise
+        # The file system has no locks.
+    return opened
 
 
 def ending(path: Path) -> str:

@@ -6,8 +6,7 @@ Samples are read as for answers in free words, by `predict`; the scorer stands w
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,50 +14,22 @@ from affectgpt_jax.data.examples import Rejected
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.answering import Answer, Query
 from affectgpt_jax.inference.calibration import (
-    FOLDER,
-    THRESHOLD,
-    Calibration,
-    Vocabulary,
     label_record,
-    make_vocabulary,
     probabilities,
-    read_calibration,
     support,
 )
 from affectgpt_jax.inference.clip_files import Source
+from affectgpt_jax.inference.clip_scores import DIGITS, Scale
 from affectgpt_jax.inference.evaluate import TEXT
 from affectgpt_jax.inference.label_scores import LabelScorer, Scores, without
 from affectgpt_jax.inference.limits import LIMITS
 from affectgpt_jax.inference.predict import Ask, Failed, Prediction
-from affectgpt_jax.inference.runs import Run, Trained, checkpoint_name, model_streams
+from affectgpt_jax.inference.runs import Run, model_streams
 from affectgpt_jax.inference.shown import as_html, as_text
-from affectgpt_jax.unibench.table_cache import wheel_words
-from affectgpt_jax.unibench.wheel import WheelTable
 from affectgpt_jax.version import __version__
-
-DIGITS = 4
-"""Of log-probabilities, as `affectgpt labels` keeps them: both give the same labels."""
 
 SHOWN = 5
 """Words that a person is shown."""
-
-
-class Scale(NamedTuple):
-    """How scores become probabilities and labels.
-
-    Attributes:
-      vocabulary: the words.
-      temperature: of the softmax; 1 without a calibration.
-      threshold: what a label's support must reach.
-      calibrated: whether temperature and threshold come from a calibration of this model with these words.
-      note: why they do not, where a calibration is there.
-    """
-
-    vocabulary: Vocabulary
-    temperature: float
-    threshold: float
-    calibrated: bool
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,46 +101,6 @@ class ScoredLabels:
         yield "likely", ", ".join(f"{word} {p:.2f}" for word, p in likely) + kind
         yield from ((f"no {name}", reason) for name, reason in self.absent.items())
         yield from (("note", note) for note in self.notes)
-
-
-def calibration_file(trained: Trained) -> Path:
-    """Where `affectgpt labels` keeps the calibration of a checkpoint."""
-    return Path(trained.source) / FOLDER / checkpoint_name(trained) / "calibration.json"
-
-
-def open_scale(
-    trained: Trained, model: Callable[[], str], table: WheelTable, words: Sequence[str] | None = None
-) -> Scale:
-    """How the scores of a checkpoint become probabilities.
-
-    Args:
-      trained: the checkpoint.
-      model: gives its `runs.fingerprint`; called if there is a calibration.
-      table: emotion table that groups words.
-      words: the vocabulary; by default that of the calibration, or the wheel's where there is none.
-
-    Raises:
-      UserError: there are fewer than two words, or the calibration cannot be read.
-    """
-    file = calibration_file(trained)
-    found: Calibration | None = None
-    note = ""
-    if file.is_file():
-        found = read_calibration(file)
-        if found.model != model():
-            note = (
-                f"{file} calibrates this checkpoint with other settings or numbers, such as those of a later training"
-            )
-            found = None
-    if words is None:
-        words = wheel_words() if found is None else found.words
-    vocabulary = make_vocabulary(words, table)
-    if found is not None and found.identity != vocabulary.identity:
-        note = f"{file} is of other words, or of words grouped by {found.table} and not {table.name}"
-        found = None
-    if found is None:
-        return Scale(vocabulary, 1.0, THRESHOLD, False, note)
-    return Scale(vocabulary, found.temperature, found.threshold, bool(found.split))
 
 
 class Scorer:

@@ -16,11 +16,11 @@ from affectgpt_jax.data.responses import response_pieces, response_text
 from affectgpt_jax.data.tokenizer import Tokenizer, open_tokenizer
 from affectgpt_jax.exchange.export import export
 from affectgpt_jax.inference.calibration import probabilities
+from affectgpt_jax.inference.clip_scores import calibration_file
 from affectgpt_jax.inference.evaluate import PLAIN, Condition, make_queries
 from affectgpt_jax.inference.label_scores import LabelScorer, Scores
 from affectgpt_jax.inference.predict import longest_answer
 from affectgpt_jax.inference.runs import open_shards
-from affectgpt_jax.inference.scored import calibration_file
 from tests.inference.clip_run import STEP, make_clip_run
 from tests.tiny_run import make_tokenizer
 

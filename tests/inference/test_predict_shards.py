@@ -184,13 +184,29 @@ def test_interrupted_anywhere_the_file_is_the_same(
     assert cut.read_bytes() == content
 
 
+def test_one_process_writes_a_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second one is refused, whatever it asks for, until the first has ended."""
+    output = tmp_path / "a.csv"
+    with PredictionFile(output, {}, 2, 1) as first:
+        first.write([Failed("one", "no")])
+        for more in ((), ("--overwrite",)):
+            assert main(command(folder, "--output", output, *more)) == 2
+            assert "is being written by another process" in capsys.readouterr().err
+        first.write([Failed("two", "no")])
+        first.finish()
+    with PredictionFile(output, {}, 2, 1) as again:
+        assert (again.done, again.failed) == (2, 2)
+    with PredictionFile(output, {"model": "another"}, 2, 1, overwrite=True) as anew:
+        assert (anew.done, output.exists()) == (0, False)
+
+
 def test_names_that_are_no_text(tmp_path: Path) -> None:
     """A file name of arbitrary bytes goes into every kind of file."""
     name = os.fsdecode(b"caf\xe9.mp4")
     for ending in ("jsonl", "csv", "parquet"):
-        file = PredictionFile(tmp_path / f"a.{ending}", {}, 1, 4)
-        file.write([Failed(name, f"{name} is no media file")])
-        file.finish()
+        with PredictionFile(tmp_path / f"a.{ending}", {}, 1, 4) as file:
+            file.write([Failed(name, f"{name} is no media file")])
+            file.finish()
     assert records(tmp_path / "a.jsonl") == [{"clip": name, "error": f"{name} is no media file"}]
     assert "caf\\udce9.mp4" in (tmp_path / "a.csv").read_text(encoding="utf-8")
     assert pq.read_table(tmp_path / "a.parquet")["clip"].to_pylist() == ["caf\\udce9.mp4"]

@@ -136,6 +136,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_page_stands_alone(run: Path) -> None:
     """Nothing is fetched, nothing executed, every picture is there and says what it shows."""
+    add_labels(run)
     path = write_report(run)
     assert path == run / "report.html"
     assert path.stat().st_size < 3e6
@@ -149,7 +150,7 @@ def test_the_page_stands_alone(run: Path) -> None:
     targets = {attributes["id"] for attributes in page.of("section") if "id" in attributes}
     assert {str(link["href"])[1:] for link in page.of("a")} == targets
     images = page.of("img")
-    assert len(images) == 4  # curves, needs, confusion, one clip
+    assert len(images) == 5  # curves, reliability, needs, confusion, one clip
     assert all(image["alt"] for image in images)
     sources = [*(image["src"] for image in images), *(source["srcset"] for source in page.of("source"))]
     for source in sources:
@@ -157,7 +158,7 @@ def test_the_page_stands_alone(run: Path) -> None:
         with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
             assert kind == f"data:image/{str(picture.format).lower()}"
             picture.load()
-    assert len(set(sources)) == len(sources) == 7
+    assert len(set(sources)) == len(sources) == 9
     style = re.search(r"<style>(.*?)</style>", path.read_text(encoding="utf-8"), re.DOTALL)
     assert style is not None
     assert "url(" not in style[1]
@@ -184,9 +185,89 @@ def test_what_it_says(run: Path) -> None:
         "metrics.jsonl has 1 unreadable line, left out here.",
         "10 of 23 clips",
         "No picture: there is no such file.",
+        f"affectgpt labels {run} --calibrate validation --evidence adds probabilities of labels",
     ):
         assert part in text, part
     assert "No picture: is cut short" in text or "No picture: cannot be decoded" in text
+
+
+def add_labels(run: Path, step: int = 6) -> Path:
+    """What `affectgpt labels` leaves: of 23 clips, with evidence of the first and the last."""
+    place = run / "labels" / f"step{step:08d}"
+    place.mkdir(parents=True)
+    fit = {"nll": 0.75, "ece": 0.25, "bins": [[4, 0.3, 0.5], [8, 0.9, 0.75]]}
+    calibration = {
+        "split": "validation", "n": 12, "temperature": 1.5, "threshold": 0.4, "coverage": 0.75, "precision": 0.875,
+        "before": fit | {"nll": 1.25}, "after": fit,
+    }  # fmt: skip
+    (place / "calibration.json").write_text(json.dumps(calibration))
+    rates = {"hit_rate": score(0.625), "f_score": score(0.5)}
+    summary = {
+        "step": step, "split": "test", "clips": 23, "words": 211, "table": small_table().name, "temperature": 1.5,
+        "threshold": 0.4, "fit": fit | {"clips": 22},
+        "systems": {
+            "scored labels": {"none": 5, "scores": rates, "given": {"hit_rate": score(0.8), "f_score": score(0.7)}},
+            "labels in free words": {"none": 0, "scores": {"hit_rate": score(0.55), "f_score": score(0.45)}},
+        },
+        "evidence": {"without face": {"clips": 2, "change": -0.375}},
+    }  # fmt: skip
+    (place / "test.summary.json").write_text(json.dumps(summary))
+    lines: list[dict[str, Any]] = [
+        {"name": f"{i:04d}", "labels": ["happy"], "likeliest": [{"label": "happy", "probability": 0.8, "support": 0.8}]}
+        for i in range(23)
+    ]
+    words = [
+        {"label": "happy", "probability": 0.3, "change": -0.5},
+        {"label": "sad", "probability": 0.6, "change": 0.45},
+    ]
+    lines[0]["evidence"] = {
+        "without face": {"answer": "They are <i>sad</i>.", "answer_labels": ["sad"], "words": words}
+    }
+    lines[22] |= {"labels": [], "evidence": {"without face": {"rejected": "has nothing to go by"}}}
+    (place / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return place
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_labels_by_probability(run: Path) -> None:
+    """Calibration, both systems, and for a clip what becomes of its labels without a modality."""
+    add_labels(run, 3)
+    place = add_labels(run, 6)
+    (place.with_name("step00000003") / "calibration.json").write_text("{}")  # an older checkpoint is not looked at
+    answers = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
+    for line in answers:
+        del line["answers"]["without face"]
+    (run / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in answers))
+    page = Outline(write_report(run).read_text(encoding="utf-8"))
+    for part in (
+        "Each of 211 words",
+        "checkpoint of step 6",
+        "12 clips of validation",
+        "1.250 before, 0.750 after",
+        "abstains below 0.400: labels 75.0% of these clips, and 87.5% of those rightly",
+        "negative log-likelihood 0.750, expected calibration error 0.250 (22 clips with true labels)",
+        "scored labels 0.625 [0.575, 0.675] 0.500 [0.450, 0.550] 5",
+        "scored labels, where there are any 0.800",
+        "labels in free words 0.550 [0.500, 0.600] 0.450 [0.400, 0.500] 0",
+        "without face -0.375 (mean of 2 clips)",
+        "They are <i>sad</i>.",
+        "all modalities without face happy 0.80 0.30 sad 0.15 0.60",
+        "none: 0.40 is not reached",
+        "has nothing to go by",
+    ):
+        assert part in page.text, part
+    alts = [str(image["alt"]) for image in page.of("img")]
+    assert sum("0.50 true at 0.30 (4), 0.75 true at 0.90 (8)" in alt for alt in alts) == 1
+    assert [str(bar["style"]) for bar in page.of("i")] == [f"width:{4 * x:.2f}rem" for x in (0.8, 0.3, 0.15, 0.6)]
+
+    (place / "calibration.json").unlink()
+    (place / "test.jsonl").write_text('{"na')
+    summary = json.loads((place / "test.summary.json").read_text())
+    (place / "test.summary.json").write_text(json.dumps(summary | {"evidence": {}, "fit": None}))
+    text = Outline(write_report(run).read_text(encoding="utf-8")).text
+    assert "none: probabilities are the model's own; affectgpt labels" in text
+    assert "Without evidence: affectgpt labels" in text
+    assert "test.jsonl has 1 unreadable line, left out here." in text
 
 
 def test_repeated_steps(run: Path) -> None:

@@ -43,8 +43,13 @@ def choose_examples(record: RunRecord, corpus: Path | None = None) -> list[Examp
     """
     answers = record.answers
     corpus = corpus or record.corpus
-    places = np.linspace(0, len(answers) - 1, min(EXAMPLES, len(answers))).round().astype(int)
-    return [_example(answers[place], corpus) for place in places]
+    return [_example(answers[place], corpus) for place in spread(len(answers), EXAMPLES)]
+
+
+def spread(total: int, count: int) -> list[int]:
+    """So many numbers below a total, evenly over all of them, the first and the last among them."""
+    places: list[int] = np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
+    return places
 
 
 def _example(line: Mapping[str, Any], corpus: Path | None) -> Example:

@@ -197,6 +197,34 @@ def need_bars(by_need: Mapping[str, Mapping[str, Any]], plain: str) -> Picture:
     return _picture(draw, (8.4, 3.2), f"Hit rates. {'; '.join(parts)}.")
 
 
+def reliability(fits: Mapping[str, Sequence[Sequence[float]]]) -> Picture:
+    """How often the likeliest group is true, over its probability.
+
+    Args:
+      fits: by name the bins with clips (`calibration.Fit.bins`): clips, mean probability, share that is true.
+    """
+
+    def draw(figure: "Figure", theme: Theme) -> None:
+        largest = max(clips for bins in fits.values() for clips, _, _ in bins)
+        for i, (name, bins) in enumerate(fits.items()):
+            axes = figure.add_subplot(1, len(fits), i + 1, aspect="equal")
+            axes.grid(linewidth=0.8)
+            axes.set_axisbelow(True)
+            axes.plot([0, 1], [0, 1], linewidth=1, linestyle="--", color=theme.faint)
+            clips, found, right = np.array(bins, np.float64).T
+            axes.plot(found, right, linewidth=1.2, color=theme.series[i % 3])
+            axes.scatter(found, right, s=12 + 130 * clips / largest, color=theme.series[i % 3], zorder=3)
+            axes.set(xlim=(-0.02, 1.04), ylim=(-0.04, 1.06), xlabel="probability", title=name)
+            if not i:
+                axes.set_ylabel("share that is true")
+
+    parts = [
+        f"{name}: " + ", ".join(f"{right:.2f} true at {found:.2f} ({clips:.0f})" for clips, found, right in bins)
+        for name, bins in fits.items()
+    ]
+    return _picture(draw, (3.3 * len(fits), 3.4), f"Reliability. {'; '.join(parts)}.")
+
+
 def confusion_picture(table: Confusion) -> Picture:
     """True group by answered group: clips, shaded by their share of the row."""
     totals = table.counts.sum(axis=1, keepdims=True)

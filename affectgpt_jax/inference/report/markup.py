@@ -82,6 +82,20 @@ def _cell(cell: Cell) -> Html:
     return tag("td", cell.text, tag("small", cell.small) if cell.small else "", class_="key" if cell.key else "")
 
 
+def bars(caption: str, header: Sequence[str], rows: Iterable[tuple[str, Sequence[float | None]]]) -> Html:
+    """Shares (0 to 1) as bars side by side, each with its number; None where there is none."""
+    head = tag("tr", *(tag("th", title, scope="col") for title in header))
+    body = (tag("tr", tag("th", name, scope="row"), *map(_bar, shares)) for name, shares in rows)
+    inside = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body), class_="bars")
+    return tag("div", inside, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def _bar(share: float | None) -> Html:
+    if share is None:
+        return tag("td", "-")
+    return tag("td", tag("i", style=f"width:{4 * share:.2f}rem"), tag("span", f"{share:.2f}"))
+
+
 def listing(items: Iterable[object]) -> Html:
     """A list with dots."""
     return tag("ul", *(tag("li", item) for item in items))

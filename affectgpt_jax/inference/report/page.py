@@ -12,12 +12,13 @@ import yaml
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.data.prompts import needs, soft_layout
 from affectgpt_jax.inference.report.examples import Example
-from affectgpt_jax.inference.report.figures import confusion_picture, need_bars, training_curves
+from affectgpt_jax.inference.report.figures import confusion_picture, need_bars, reliability, training_curves
 from affectgpt_jax.inference.report.groups import UNKNOWN, confusion, group, is_hit
 from affectgpt_jax.inference.report.markup import (
     STYLE,
     Cell,
     Html,
+    bars,
     document,
     facts,
     listing,
@@ -27,7 +28,7 @@ from affectgpt_jax.inference.report.markup import (
     table,
     tag,
 )
-from affectgpt_jax.inference.report.record import RunRecord, Scores
+from affectgpt_jax.inference.report.record import RunRecord, Scored, Scores
 from affectgpt_jax.model_folders import short_name
 from affectgpt_jax.unibench.lexicon import NAME as LEXICON
 from affectgpt_jax.unibench.report.tables import METRIC_TITLES
@@ -42,6 +43,9 @@ METRICS = {
     "weighted_f1": "positive or negative, read from the words; F1 of the two, weighted by their clips",
     "accuracy": "positive or negative, read from the words; share that is right",
 }
+
+BARS = 5
+"""Labels of a clip whose probabilities are drawn."""
 
 LIMITS = (
     "An answer is a statistical guess at how a clip may come across to others. It does not show what a person feels.",
@@ -67,6 +71,7 @@ def page(record: RunRecord, examples: Sequence[Example]) -> str:
         "run": ("The run", _about(record)),
         "training": ("Training", _training(record)),
         "scores": ("Scores", _scores(record)),
+        "labels": ("Labels by probability", _scored(record)),
         "modalities": ("What each modality contributes", _modalities(record)),
         "confusion": ("Which group is taken for which", _confusion(record)),
         "clips": ("Clips", _clips(record, examples)),
@@ -218,6 +223,60 @@ def _row(scores: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> lis
     ]
 
 
+def _scored(record: RunRecord) -> list[Html]:
+    calibration, summary, _ = record.scored
+    command = tag("code", f"affectgpt labels {shlex.quote(str(record.folder))} --calibrate validation --evidence")
+    if not summary:
+        return [tag("p", "Not scored yet. ", command, " adds probabilities of labels and what they rest on.")]
+    found = [
+        tag(
+            "p",
+            f"Each of {summary['words']} words is scored as the first label the model would write; nothing is read out "
+            "of free text. Probabilities of the words of one group are added up.",
+            class_="faint",
+        )
+    ]
+    told: dict[str, object] = {"scored by": f"checkpoint of step {summary['step']:,}"}
+    if calibration.get("split"):
+        before, after = calibration["before"], calibration["after"]
+        fits = {"before (temperature 1)": before, f"after (temperature {calibration['temperature']:.3f})": after}
+        told |= {
+            "calibrated on": f"{calibration['n']} clips of {calibration['split']}",
+            "negative log-likelihood": f"{before['nll']:.3f} before, {after['nll']:.3f} after",
+            "expected calibration error": f"{before['ece']:.3f} before, {after['ece']:.3f} after",
+            "abstains below": f"{calibration['threshold']:.3f}: labels {calibration['coverage']:.1%} of these clips, "
+            f"and {calibration['precision']:.1%} of those rightly",
+        }
+        if all(one.get("bins") for one in fits.values()):
+            found.append(picture(reliability({name: one["bins"] for name, one in fits.items()})))
+    else:
+        told |= {"calibration": Html("none: probabilities are the model's own; " + command)}
+    if summary["fit"]:
+        fit = summary["fit"]
+        told[f"on {summary['split']}"] = (
+            f"negative log-likelihood {fit['nll']:.3f}, expected calibration error {fit['ece']:.3f} "
+            f"({fit['clips']} clips with true labels)"
+        )
+    found.append(facts(told))
+    names = ("hit_rate", "f_score")
+    rows = [
+        (name if part == "scores" else f"{name}, where there are any", [*_row(system[part], names), count])
+        for name, system in summary["systems"].items()
+        for part, count in (("scores", Cell(str(system["none"]))), ("given", Cell("")))
+        if part in system
+    ]
+    if rows:
+        caption = f"{summary['clips']} clips of {summary['split']}, words grouped by {summary['table']}."
+        header = ("", *(METRIC_TITLES.get(name, name) for name in names), "clips without a label")
+        found.append(table(caption, header, rows))
+    if evidence := summary["evidence"]:
+        moved = (f"{name} {one['change']:+.3f} (mean of {one['clips']} clips)" for name, one in evidence.items())
+        found.append(tag("p", f"The best label's probability changes: {', '.join(moved)}. The clips below show it."))
+    else:
+        found.append(tag("p", "Without evidence: ", command, " asks again without each modality."))
+    return found
+
+
 def _modalities(record: RunRecord) -> list[Html]:
     scores = record.scores
     if scores is None:
@@ -286,10 +345,10 @@ def _clips(record: RunRecord, examples: Sequence[Example]) -> list[Html]:
         "well they were answered. The frames are squares, as an encoder reads them. “Hit” is the hit rate's, by "
         f"{LEXICON}."
     )
-    return [tag("p", note, class_="faint"), *(_clip(example, plain) for example in examples)]
+    return [tag("p", note, class_="faint"), *(_clip(example, plain, record.scored) for example in examples)]
 
 
-def _clip(example: Example, plain: str) -> Html:
+def _clip(example: Example, plain: str, scored: Scored) -> Html:
     line = example.line
     truth, answers = line["truth"], line["answers"]
     if example.picture is not None:
@@ -303,9 +362,35 @@ def _clip(example: Example, plain: str) -> Html:
         "answer": Html(_verdict(truth, answers[plain]) + tag("span", f" {answers[plain]['text'] or '(empty)'}")),
         **{name: Html(_verdict(truth, answers[name]) + tag("span", f" {_labels(answers[name])}")) for name in without},
     }
+    own = scored.clips.get(line["name"], {})
+    evidence = own.get("evidence", {})
+    if "likeliest" in own:
+        rows["scored labels"] = ", ".join(own["labels"]) or f"none: {scored.summary['threshold']:.2f} is not reached"
+    for name, found in evidence.items():
+        if name not in answers:
+            rows[name] = Html(_verdict(truth, {"labels": found.get("answer_labels", [])}) + _said(found))
     reference = line.get("description", "")
     more = tag("details", tag("summary", "reference description"), tag("p", reference)) if reference else ""
-    return tag("article", tag("h3", line["name"]), shown, facts(rows), more, class_="clip")
+    return tag("article", tag("h3", line["name"]), shown, facts(rows), _changes(own), more, class_="clip")
+
+
+def _said(found: Mapping[str, Any]) -> Html:
+    return tag("span", f" {found.get('answer') or found.get('rejected') or '(empty)'}")
+
+
+def _changes(own: Mapping[str, Any]) -> Html:
+    """The likeliest labels of a clip with everything in its place, and without each modality."""
+    evidence = {name: found for name, found in own.get("evidence", {}).items() if "words" in found}
+    if not evidence:
+        return Html("")
+    shares = {name: {word["label"]: word["probability"] for word in found["words"]} for name, found in evidence.items()}
+    plain = {word["label"]: word["probability"] for word in own["likeliest"]}
+    for found in evidence.values():  # what is likely without a modality was given a probability with it, too
+        plain |= {word["label"]: word["probability"] - word["change"] for word in found["words"]} | plain
+    top = [own["likeliest"][0]["label"], *(max(by, key=lambda label: by[label]) for by in shares.values())]
+    labels = list(dict.fromkeys([*top, *(word["label"] for word in own["likeliest"])]))[:BARS]
+    rows = [(label, [plain[label], *(by.get(label) for by in shares.values())]) for label in labels]
+    return bars("Probability of labels", ("", "all modalities", *shares), rows)
 
 
 def _verdict(truth: Sequence[str], answer: Mapping[str, Any]) -> Html:

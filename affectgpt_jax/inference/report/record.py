@@ -4,13 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from affectgpt_jax.config import RunConfig, load_config
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.inference.calibration import FOLDER, SUMMARY
 
 Scores = Mapping[str, Any]
 """A scores.json (`inference.evaluate.write_evaluation`)."""
@@ -26,6 +27,7 @@ class RunRecord:
       curves: metric -> float64 [n], `step` among them; empty if nothing was logged.
       scores: what evaluation found; None if it has not run.
       answers: lines of answers.jsonl; empty if there are none.
+      scored: what `affectgpt labels` left of the newest checkpoint that it scored.
       others: other evaluations below the run folder, by folder name.
       facts: what the newest checkpoint says about its training; empty if there is none.
       gaps: what is missing or damaged, in sentences, each with what to do about it.
@@ -36,6 +38,7 @@ class RunRecord:
     curves: Mapping[str, npt.NDArray[np.float64]]
     scores: Scores | None
     answers: Sequence[Mapping[str, Any]]
+    scored: "Scored"
     others: Mapping[str, Scores]
     facts: Mapping[str, Any]
     gaps: Sequence[str]
@@ -45,6 +48,20 @@ class RunRecord:
         """The folder of clips that was answered, if it can be found here."""
         named = [self.scores.get("corpus", "")] if self.scores else []
         return next((Path(p) for p in (*named, self.config.prepare.corpus) if p and (Path(p) / "video").is_dir()), None)
+
+
+class Scored(NamedTuple):
+    """Labels by scores of a vocabulary, as far as `affectgpt labels` has made them.
+
+    Attributes:
+      calibration: calibration.json; empty if there is none.
+      summary: SPLIT.summary.json, of the answered split if there is one of it; empty if there is none.
+      clips: lines of SPLIT.jsonl by the clip's name.
+    """
+
+    calibration: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    clips: Mapping[str, Mapping[str, Any]]
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -67,10 +84,35 @@ def read_record(folder: Path) -> RunRecord:
         curves=_curves(metrics),
         scores=scores,
         answers=_lines(folder / "answers.jsonl", f"run `affectgpt evaluate {folder}`", gaps),
+        scored=_scored(folder / FOLDER, scores, gaps),
         others={name: found for name, found in others.items() if found is not None},
         facts=_facts(folder / "checkpoints"),
         gaps=gaps,
     )
+
+
+def _scored(folder: Path, scores: Scores | None, gaps: list[str]) -> Scored:
+    places = sorted({path.parent for path in folder.glob("step*/*.json")})
+    if not places:
+        return Scored({}, {}, {})
+    summaries = {path.name.removesuffix(SUMMARY): path for path in sorted(places[-1].glob(f"*{SUMMARY}"))}
+    split = (scores or {}).get("split")
+    if split not in summaries:
+        split = next(iter(summaries), None)
+    calibration = _json(places[-1] / "calibration.json")
+    if split is None:
+        return Scored(calibration, {}, {})
+    lines = _lines(places[-1] / f"{split}.jsonl", "`affectgpt labels` writes it", gaps)
+    return Scored(calibration, _json(summaries[split]), {line["name"]: line for line in lines if "name" in line})
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _lines(path: Path, remedy: str, gaps: list[str]) -> list[dict[str, Any]]:
@@ -106,19 +148,12 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, npt.NDArray[np.fl
 
 
 def _scores(path: Path) -> Scores | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and found.get("scores") else None
+    found = _json(path)
+    return found if found.get("scores") else None
 
 
 def _facts(checkpoints: Path) -> dict[str, Any]:
     """Facts of the newest checkpoint. The file is read as it lies: opening the folder for Orbax would tidy it up, which
     must not happen below a training that is under way."""
     steps = [int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()]
-    try:
-        facts = json.loads((checkpoints / str(max(steps)) / "facts" / "metadata").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
+    return _json(checkpoints / str(max(steps, default=0)) / "facts" / "metadata")

@@ -25,7 +25,8 @@ from affectgpt_jax.inference.answering import Answer, Answerer, Query
 from affectgpt_jax.inference.calibration import Calibration, Vocabulary, label_record, probabilities
 from affectgpt_jax.inference.clip_files import Beside, Source, file_item, find_clip
 from affectgpt_jax.inference.label_scores import LabelScorer, Scores
-from affectgpt_jax.inference.predict import LIMITS, TOGETHER, How, open_encoders
+from affectgpt_jax.inference.limits import LIMITS
+from affectgpt_jax.inference.predict import TOGETHER, How, open_encoders
 from affectgpt_jax.inference.runs import Run, Trained, model_streams
 from affectgpt_jax.inference.subtitles import Cue, find_side_car, read_cues, read_table, words_between
 from affectgpt_jax.inference.timeline.features import Find, Inputs, Report, Seen, Towers, fingerprint, key

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from affectgpt_jax.inference.predict import LIMITS
+from affectgpt_jax.inference.limits import LIMITS
 from affectgpt_jax.inference.report.markup import STYLE, Cell, Html, document, facts, listing, section, table, tag
 from affectgpt_jax.inference.report.page import LIMITS as LONG_LIMITS
 from affectgpt_jax.inference.timeline import Timeline, clock
