@@ -172,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
         first, failed = (file.done, file.failed) if file else (0, 0)
         console.print(f"[bold]{escape(question)}[/bold]  ({escape(str(args.run))}, step {trained.step})")
         if scoring is not None and not scoring.scale.calibrated:
-            why = "; ".join(filter(None, [scoring.scale.note, _remedy(args)]))
+            why = "; ".join(filter(None, [_remedy(args), scoring.scale.note]))
             console.print(f"[yellow]probabilities are not calibrated: {escape(why)}[/yellow]")
         if first < total:
             if first:

@@ -132,6 +132,7 @@ def test_calibrated_labels_with_evidence(
     assert "--evidence -1: expected a number of clips" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_predictions_with_scores_and_evidence(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
