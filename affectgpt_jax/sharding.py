@@ -187,6 +187,13 @@ def nearest(size: int, legal: Sequence[int]) -> str:
     return " or ".join(str(n) for n in (*below[-1:], above[0]))
 
 
+def mesh_of(params: Any) -> Mesh | None:
+    """The mesh that parameters lie over; None on one device."""
+    place = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    mesh = place.mesh if isinstance(place, NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+
+
 def batch_shards(sizes: Mapping[str, int]) -> int:
     """Into how many parts a mesh of these sizes splits the rows of a batch."""
     return math.prod(sizes[axis] for axis in BATCH_AXES)

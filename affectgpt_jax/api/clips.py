@@ -13,7 +13,7 @@ from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.clip_files import Beside, Item, file_item, list_clips
 from affectgpt_jax.inference.runs import model_streams
 from affectgpt_jax.inference.transcription import Transcriber
-from data_prep.faces import face_crops
+from data_prep.faces import FaceCrops, face_crops
 from data_prep.manifest import ENDINGS, read_manifest_file
 
 POLICIES = ("files", "detect", "files_or_detect")
@@ -93,6 +93,28 @@ def check_single(
         )
 
 
+def choose_faces(config: RunConfig, faces: str | None, detector: str | None) -> tuple[FaceCrops, bool, Path | None]:
+    """Where faces come from.
+
+    Args:
+      config: the run's, which says so unless `faces` does.
+      faces: as `look`.
+      detector: as `look`.
+
+    Returns:
+      The crops' reader, with a detector if one is needed; whether stored crops count; and a place that has them.
+
+    Raises:
+      UserError: the detector cannot be opened.
+    """
+    policy: Any = config.prepare.faces
+    if faces is not None:
+        policy = faces if faces in POLICIES else "files"
+    looked = policy != "files" and "face" in model_streams(config)
+    crops = face_crops(policy, detector or config.prepare.detector) if looked else face_crops("files", "")
+    return crops, policy != "detect", None if faces is None or faces in POLICIES else Path(faces)
+
+
 def look(
     config: RunConfig,
     *,
@@ -120,13 +142,7 @@ def look(
     Raises:
       UserError: the detector cannot be opened.
     """
-    policy: Any = config.prepare.faces
-    if faces is not None:
-        policy = faces if faces in POLICIES else "files"
-    crops = face_crops("files", "")
-    if policy != "files" and "face" in model_streams(config):
-        crops = face_crops(policy, detector or config.prepare.detector)
-    given = None if faces is None or faces in POLICIES else Path(faces)
+    crops, stored, given = choose_faces(config, faces, detector)
     provenance = dict(crops.provenance)
     beside = Beside(
         subtitle=subtitle,
@@ -134,7 +150,7 @@ def look(
         words=words,
         transcribe=transcribe,
         faces=given,
-        stored=policy != "detect",
+        stored=stored,
         detect=crops.find if crops.detector else None,
         detector=provenance.get("detector", ""),
     )

@@ -33,7 +33,7 @@ from affectgpt_jax.unibench.truth import Truth, read_truth
 if TYPE_CHECKING:
     from affectgpt_jax.config import RunConfig
     from affectgpt_jax.inference.answer_file import Record
-    from affectgpt_jax.inference.calibration import Calibration, Vocabulary
+    from affectgpt_jax.inference.clip_scores import Scale
     from affectgpt_jax.inference.extraction import Extractor, Rules
     from affectgpt_jax.inference.runs import Placement
     from affectgpt_jax.unibench.wheel import WheelTable
@@ -119,10 +119,10 @@ def run(args: argparse.Namespace) -> int:
     if args.limit:
         out = out / f"first{args.limit}"
     _prepare(config, parts, out, args.limit)
-    calibrations = _answer(args, parts, steps, out, table, place)
+    scales = _answer(args, parts, steps, out, table, place)
     systems = {config.name: ("predictions", _extract(reader, parts, steps, out))}
     if args.scored:
-        systems[f"{config.name}, scored labels"] = (SCORED, _label(reader, parts, calibrations, out))
+        systems[f"{config.name}, scored labels"] = (SCORED, _label(reader, parts, scales, out))
     missing: Missing = "skip" if args.limit else args.missing
     settings = Settings("level1", args.resamples, args.seed, missing, args.checkpoint, dropped)
     scored = Scored(
@@ -241,7 +241,7 @@ def _answer(
     out: Path,
     table: "WheelTable",
     place: "Placement",
-) -> "dict[str, tuple[Calibration, Vocabulary]]":
+) -> "dict[str, Scale]":
     """Answer the clips that no checkpoint's file has an answer for; with --scored, score their labels, too.
 
     Returns:
@@ -252,13 +252,13 @@ def _answer(
     from affectgpt_jax.inference.clip_scores import calibration_file
     from affectgpt_jax.inference.runs import fingerprint, open_shards, open_steps
 
-    calibrations = {}
+    scales = {}
     with stage_bar("answers", len(parts) * len(steps) * (1 + args.scored)) as bar:
         for trained, opened in open_steps(args.run, steps, place):
             model, name = fingerprint(trained), step_name(trained.step)
             if args.scored:
                 file = calibration_file(trained)
-                calibrations[name] = open_calibration(file, trained, model, table, args.vocabulary, args.wheel_dir)
+                scales[name] = open_calibration(file, trained, model, table, args.vocabulary, args.wheel_dir)
             for part in parts:
                 corpus = open_shards(trained.config, part.split, str(out / "shards" / part.place))
                 answer_split(
@@ -278,18 +278,18 @@ def _answer(
                         corpus,
                         out / "scores" / part.place / f"{name}.jsonl",
                         model=model,
-                        words=calibrations[name][1].words,
+                        words=scales[name].vocabulary.words,
                         batch=args.batch,
                         max_new=args.max_new,
                         report=bar(f"{part.dataset.title}, {part.split}, {name}, scored"),
                     )
-    return calibrations
+    return scales
 
 
 def _label(
     reader: "Extractor | Rules",
     parts: Sequence[Part],
-    calibrations: "Mapping[str, tuple[Calibration, Vocabulary]]",
+    scales: "Mapping[str, Scale]",
     out: Path,
 ) -> dict[Path, list[Path]]:
     """Choose labels by their scores, and the sentiments of sentiment data sets; what `affectgpt score` reads.
@@ -304,9 +304,9 @@ def _label(
     from affectgpt_jax.inference.evaluate import PLAIN
 
     files: dict[Path, list[Path]] = {part.place: [] for part in parts}
-    with stage_bar("scored labels", len(parts) * len(calibrations)) as bar:
+    with stage_bar("scored labels", len(parts) * len(scales)) as bar:
         for part in parts:
-            for name, (calibration, vocabulary) in calibrations.items():
+            for name, scale in scales.items():
                 report = bar(f"{part.dataset.title}, {part.split}, {name}")
                 found = {
                     record["name"]: record["found"][PLAIN.name]["scores"]
@@ -315,7 +315,7 @@ def _label(
                 }
                 labels = {
                     clip: given_labels(
-                        probabilities(np.array(scores), calibration.temperature), vocabulary, calibration.threshold
+                        probabilities(np.array(scores), scale.temperature), scale.vocabulary, scale.threshold
                     )
                     for clip, scores in found.items()
                 }

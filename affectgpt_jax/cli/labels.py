@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from affectgpt_jax.data.shards import Corpus
     from affectgpt_jax.inference.benchmark import Record
     from affectgpt_jax.inference.calibration import Calibration, Vocabulary
+    from affectgpt_jax.inference.clip_scores import Scale
     from affectgpt_jax.inference.runs import Trained
     from affectgpt_jax.unibench.wheel import WheelTable
 
@@ -75,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     """Calibrate if asked to, score what is left, write, print."""
     from affectgpt_jax.cli.extract import write_records
     from affectgpt_jax.inference.benchmark import score_split
-    from affectgpt_jax.inference.calibration import FOLDER, SUMMARY, TOP_K
+    from affectgpt_jax.inference.calibration import FOLDER, SUMMARY, TOP_K, make_vocabulary
+    from affectgpt_jax.inference.clip_scores import Scale
     from affectgpt_jax.inference.evaluate import PLAIN, conditions
     from affectgpt_jax.inference.report.examples import spread
     from affectgpt_jax.inference.runs import (
@@ -120,18 +122,18 @@ def run(args: argparse.Namespace) -> int:
             )
 
     if args.calibrate:
-        vocabulary = chosen_vocabulary(args.vocabulary or WHEEL, args.wheel_dir, table)
+        vocabulary = make_vocabulary(named_words(args.vocabulary or WHEEL, args.wheel_dir), table)
         corpus = open_shards(config, args.calibrate, args.shards)
         calibration = _calibrate(
             args, trained, model, corpus, score(corpus, vocabulary.words, args.calibrate), vocabulary, table
         )
         calibration.write(place / "calibration.json")
         print(f"written: {place / 'calibration.json'}")
+        scale = Scale(vocabulary, calibration.temperature, calibration.threshold, True)
     else:
-        calibration, vocabulary = open_calibration(
-            place / "calibration.json", trained, model, table, args.vocabulary, args.wheel_dir
-        )
-    threshold = calibration.threshold if args.threshold is None else args.threshold
+        scale = open_calibration(place / "calibration.json", trained, model, table, args.vocabulary, args.wheel_dir)
+    vocabulary, temperature = scale.vocabulary, scale.temperature
+    threshold = scale.threshold if args.threshold is None else args.threshold
     corpus = open_shards(config, args.split or config.evaluate.split, args.shards)
     name = "-".join([corpus.split, *([] if args.no_answers else ["answers"])])
     began = time.perf_counter()
@@ -145,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - began
     truth = {text.name: text.labels for text in corpus.texts()}
     lines = [
-        clip_record(record, truth[name], vocabulary, calibration.temperature, threshold, args.top_k or TOP_K)
+        clip_record(record, truth[name], vocabulary, temperature, threshold, args.top_k or TOP_K)
         for name, record in records.items()
     ]
     write_records(place / f"{corpus.split}.jsonl", lines)
@@ -155,9 +157,9 @@ def run(args: argparse.Namespace) -> int:
         "clips": len(lines),
         "words": len(vocabulary.words),
         "table": table.name,
-        "temperature": calibration.temperature,
+        "temperature": temperature,
         "threshold": threshold,
-        "fit": _fit(records, truth, vocabulary, table, calibration.temperature),
+        "fit": _fit(records, truth, vocabulary, table, temperature),
         "systems": _systems(lines, table),
         "evidence": _evidence(lines, [one.name for one in asked[1:]]),
     }
@@ -169,38 +171,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def chosen_vocabulary(named: str, wheel_dir: Path | None, table: "WheelTable") -> "Vocabulary":
+def named_words(named: str, wheel_dir: Path | None) -> Sequence[str]:
     """The words that --vocabulary names."""
-    from affectgpt_jax.inference.calibration import make_vocabulary, read_words
+    from affectgpt_jax.inference.calibration import read_words
     from affectgpt_jax.unibench.table_cache import wheel_words
 
-    return make_vocabulary(wheel_words(wheel_dir) if named == WHEEL else read_words(Path(named)), table)
+    return wheel_words(wheel_dir) if named == WHEEL else read_words(Path(named))
 
 
 def open_calibration(
     file: Path, trained: "Trained", model: str, table: "WheelTable", named: str | None, wheel_dir: Path | None
-) -> "tuple[Calibration, Vocabulary]":
-    """A checkpoint's calibration with its vocabulary; of temperature 1 where there is none.
+) -> "Scale":
+    """What a calibration and --vocabulary make of scores; says so if there is no calibration.
 
     Raises:
       UserError: it is of another model, of other words than --vocabulary names, or of another emotion table.
     """
-    from affectgpt_jax.inference.calibration import Calibration, make_vocabulary, read_calibration
+    from affectgpt_jax.inference.clip_scores import open_scale
 
     if not file.is_file():
         print(f"no {file}: probabilities are not calibrated (affectgpt labels RUN --calibrate SPLIT)")
-        vocabulary = chosen_vocabulary(named or WHEEL, wheel_dir, table)
-        return Calibration(model, trained.step, vocabulary.words, vocabulary.identity, table.name), vocabulary
-    calibration = read_calibration(file, model)
-    vocabulary = (
-        make_vocabulary(calibration.words, table) if named is None else chosen_vocabulary(named, wheel_dir, table)
-    )
-    if vocabulary.identity != calibration.identity:
-        raise UserError(
-            f"{file} is of other words, or of words grouped by {calibration.table} and not {table.name}; calibrate "
-            "again with --calibrate SPLIT, or name another --out"
-        )
-    return calibration, vocabulary
+    words = None if named is None else named_words(named, wheel_dir)
+    return open_scale(trained, lambda: model, table, words, wheel_dir=wheel_dir, file=file, strict=True)
 
 
 def _calibrate(

@@ -277,15 +277,13 @@ def _scores(args: argparse.Namespace) -> bool:
 
 def _scoring(args: argparse.Namespace, trained: "Trained", model: str) -> "Scoring | None":
     """The words whose probabilities are wanted; None if none are."""
-    from affectgpt_jax.inference.calibration import read_words
+    from affectgpt_jax.cli.labels import named_words
     from affectgpt_jax.inference.clip_scores import Scoring, open_scale
-    from affectgpt_jax.unibench.table_cache import load_table, wheel_words
+    from affectgpt_jax.unibench.table_cache import load_table
 
     if not _scores(args):
         return None
-    words = None
-    if args.scores:
-        words = wheel_words(args.wheel_dir) if args.scores == "wheel" else read_words(Path(args.scores))
+    words = named_words(args.scores, args.wheel_dir) if args.scores else None
     table = load_table(args.wheel_dir)
     return Scoring(open_scale(trained, lambda: model, table, words, wheel_dir=args.wheel_dir), args.evidence)
 
@@ -299,7 +297,8 @@ def _remedy(args: argparse.Namespace) -> str:
 # Options
 
 
-def _check(args: argparse.Namespace) -> None:
+def check_inputs(args: argparse.Namespace) -> None:
+    """Refuse options about faces, subtitles and batches that cannot be meant, before anything is opened."""
     from affectgpt_jax.api.clips import POLICIES
 
     for option in ("batch", "max_new"):
@@ -312,6 +311,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--detector {args.detector} goes with --faces detect or files_or_detect")
     if args.subtitles is not None and not args.subtitles.exists():
         raise UserError(f"--subtitles {args.subtitles}: there is no such file or folder")
+    if args.no_subtitle and args.subtitles is not None:
+        raise UserError("--no-subtitle and --subtitles contradict each other; leave out one")
+
+
+def _check(args: argparse.Namespace) -> None:
+    check_inputs(args)
     given = [name for name in ("subtitle", "subtitles", "transcribe") if getattr(args, name) is not None]
     if args.no_subtitle and given:
         raise UserError(f"--no-subtitle and --{given[0]} contradict each other; leave out one")

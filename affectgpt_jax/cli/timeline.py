@@ -20,7 +20,7 @@ from pathlib import Path
 from affectgpt_jax.cli.checkpoint_step import add_step
 from affectgpt_jax.cli.labels import open_calibration
 from affectgpt_jax.cli.placement import add_placement, placement
-from affectgpt_jax.cli.predict import question_field
+from affectgpt_jax.cli.predict import check_inputs, question_field
 from affectgpt_jax.cli.progress import stage_bar
 from affectgpt_jax.errors import UserError
 
@@ -73,21 +73,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Encode, ask, write."""
-    from affectgpt_jax.api.clips import POLICIES
+    from affectgpt_jax.api.clips import choose_faces
     from affectgpt_jax.data.media import MediaError
     from affectgpt_jax.inference.clip_scores import calibration_file
     from affectgpt_jax.inference.limits import LIMITS
     from affectgpt_jax.inference.predict import how, question_text
-    from affectgpt_jax.inference.runs import fingerprint, model_streams, open_base, open_trained, with_base
+    from affectgpt_jax.inference.runs import fingerprint, open_base, open_trained, with_base
     from affectgpt_jax.inference.timeline import Settings, make_timeline
     from affectgpt_jax.inference.timeline.files import curves, write_csv, write_plot, write_records
     from affectgpt_jax.inference.timeline.page import link, page
     from affectgpt_jax.inference.timeline.windows import windows
     from affectgpt_jax.replacing import replacing
     from affectgpt_jax.unibench.table_cache import load_table
-    from data_prep.faces import FacePolicy, face_crops
 
-    _check(args)
+    check_inputs(args)
     windows(1.0, args.window, args.hop)
     fields, valence = dict(map(question_field, args.field)), None
     if args.question == "valence":
@@ -99,15 +98,8 @@ def run(args: argparse.Namespace) -> int:
     trained = open_trained(args.run, args.step, placement(args))
     config = trained.config
     model, table = fingerprint(trained), load_table(args.wheel_dir)
-    calibration, vocabulary = open_calibration(
-        calibration_file(trained), trained, model, table, args.vocabulary, args.wheel_dir
-    )
-    policy: FacePolicy = "files"
-    if args.faces in POLICIES:
-        policy = args.faces
-    crops = face_crops("files", "")
-    if policy != "files" and "face" in model_streams(config):
-        crops = face_crops(policy, args.detector or config.prepare.detector)
+    scale = open_calibration(calibration_file(trained), trained, model, table, args.vocabulary, args.wheel_dir)
+    crops, stored, given = choose_faces(config, args.faces, args.detector)
     settings = Settings(
         how(config, config.evaluate.batch if args.batch is None else args.batch, question, batch=args.batch,
             max_new=args.max_new, model=model),
@@ -115,8 +107,8 @@ def run(args: argparse.Namespace) -> int:
         hop=args.hop,
         subtitles=args.subtitles,
         words=not args.no_subtitle,
-        faces=None if args.faces in POLICIES else Path(args.faces),
-        stored=policy != "detect",
+        faces=given,
+        stored=stored,
         find=crops.find_all if crops.detector else None,
         provenance=crops.provenance,
         valence=valence,
@@ -129,17 +121,18 @@ def run(args: argparse.Namespace) -> int:
             args.video,
             args.output,
             settings,
-            vocabulary,
-            calibration,
+            scale,
             stage=bar,
         )
-    shown = curves(found, vocabulary, args.labels)
+    shown = curves(found, scale.vocabulary, args.labels)
     media = args.video
     if args.copy_video:
         media = args.output / f"video{args.video.suffix}"
         with replacing(media) as draft:
             shutil.copyfile(args.video, draft)
-    notes = [] if calibration.n else ["The probabilities are not calibrated: affectgpt labels RUN --calibrate SPLIT."]
+    notes = (
+        [] if scale.calibrated else ["The probabilities are not calibrated: affectgpt labels RUN --calibrate SPLIT."]
+    )
     write_records(args.output / "timeline.jsonl", found.records)
     write_csv(args.output / "timeline.csv", found, shown)
     write_plot(args.output / "timeline.png", found, shown)
@@ -165,20 +158,3 @@ def _limits(low: str, high: str) -> tuple[float, float]:
     if not found[0] < found[1]:
         raise UserError(f"--field low={low}, high={high}: expected numbers, the first one smaller")
     return found
-
-
-def _check(args: argparse.Namespace) -> None:
-    from affectgpt_jax.api.clips import POLICIES
-
-    for option in ("batch", "max_new"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            raise UserError(f"--{option.replace('_', '-')} must be at least 1, not {value}")
-    if args.faces not in POLICIES and not Path(args.faces).exists():
-        raise UserError(f"--faces {args.faces}: there is no such file or folder; or say {', '.join(POLICIES)}")
-    if args.detector is not None and args.faces not in ("detect", "files_or_detect"):
-        raise UserError(f"--detector {args.detector} goes with --faces detect or files_or_detect")
-    if args.subtitles is not None and not args.subtitles.exists():
-        raise UserError(f"--subtitles {args.subtitles}: there is no such file or folder")
-    if args.no_subtitle and args.subtitles is not None:
-        raise UserError("--no-subtitle and --subtitles contradict each other; leave out one")

@@ -17,7 +17,7 @@ from affectgpt_jax.data.shards import Corpus
 from affectgpt_jax.inference.answer_file import Record, begin
 from affectgpt_jax.inference.answering import Answer, Answerer
 from affectgpt_jax.inference.evaluate import PLAIN, Condition, make_queries
-from affectgpt_jax.inference.label_scores import Found, LabelScorer, evidence
+from affectgpt_jax.inference.label_scores import DIGITS, Found, LabelScorer, evidence
 from affectgpt_jax.inference.predict import longest_answer
 from affectgpt_jax.inference.runs import Run, Trained, roundings
 
@@ -146,7 +146,7 @@ def score_split(
 def _found(found: Found) -> Record:
     if isinstance(found.scores, Rejected):
         return {"rejected": found.scores.reason}
-    record: Record = {"scores": [round(x, 4) for x in found.scores.logs.tolist()]}
+    record: Record = {"scores": [round(x, DIGITS) for x in found.scores.logs.tolist()]}
     if found.answer is not None:
         record |= {key: value for key, value in _record(found.answer).items() if key != "name"}
     return record

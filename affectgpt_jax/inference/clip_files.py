@@ -8,9 +8,9 @@ faces, and CORPUS/subtitle_chieng.csv what is said.
 import glob
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,6 +48,10 @@ class Source:
     places: tuple[float, ...] = ()
     boxes: tuple[tuple[float, float, float, float], ...] = ()
     detector: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """As JSON holds it, without what is empty."""
+        return {key: value for key, value in asdict(self).items() if value}
 
 
 class Item(NamedTuple):

@@ -8,6 +8,7 @@ import numpy as np
 
 from affectgpt_jax.data.examples import Rejected
 from affectgpt_jax.data.prompts import question
+from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.answering import Answer, Query
 from affectgpt_jax.inference.calibration import (
     FOLDER,
@@ -21,13 +22,10 @@ from affectgpt_jax.inference.calibration import (
     read_calibration,
 )
 from affectgpt_jax.inference.evaluate import TEXT
-from affectgpt_jax.inference.label_scores import LabelScorer, Scores, without
+from affectgpt_jax.inference.label_scores import DIGITS, LabelScorer, Scores, without
 from affectgpt_jax.inference.runs import Run, Trained, checkpoint_name, model_streams
 from affectgpt_jax.unibench.table_cache import wheel_words
 from affectgpt_jax.unibench.wheel import WheelTable
-
-DIGITS = 4
-"""Of log-probabilities, as `affectgpt labels` keeps them: both give the same labels."""
 
 
 class Scale(NamedTuple):
@@ -95,6 +93,8 @@ def open_scale(
     words: Sequence[str] | None = None,
     *,
     wheel_dir: str | Path | None = None,
+    file: Path | None = None,
+    strict: bool = False,
 ) -> Scale:
     """How the scores of a checkpoint become probabilities.
 
@@ -104,15 +104,17 @@ def open_scale(
       table: emotion table that groups words.
       words: the vocabulary; by default that of the calibration, or the wheel's where there is none.
       wheel_dir: folder of the official emotion wheels.
+      file: the calibration; by default the checkpoint's own.
+      strict: refuse a calibration of another model or of other words, instead of doing without.
 
     Raises:
-      UserError: there are fewer than two words, or the calibration cannot be read.
+      UserError: there are fewer than two words, or the calibration cannot be read, or `strict` refuses it.
     """
-    file = calibration_file(trained)
+    file = file or calibration_file(trained)
     found: Calibration | None = None
     note = ""
     if file.is_file():
-        found = read_calibration(file)
+        found = read_calibration(file, model() if strict else None)
         if found.model != model():
             note = (
                 f"{file} calibrates this checkpoint with other settings or numbers, such as those of a later training"
@@ -123,10 +125,12 @@ def open_scale(
     vocabulary = make_vocabulary(words, table)
     if found is not None and found.identity != vocabulary.identity:
         note = f"{file} is of other words, or of words grouped by {found.table} and not {table.name}"
+        if strict:
+            raise UserError(f"{note}; calibrate again with --calibrate SPLIT, or name another --out")
         found = None
     if found is None:
         return Scale(vocabulary, 1.0, THRESHOLD, False, note)
-    return Scale(vocabulary, found.temperature, found.threshold, bool(found.split))
+    return Scale(vocabulary, found.temperature, found.threshold, True)
 
 
 class ClipScorer:

@@ -24,7 +24,7 @@ from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.models.decoder import Cache, empty_cache
 from affectgpt_jax.ops.axes import spec
 from affectgpt_jax.ops.sampling import GREEDY, Sampling, choose, penalise_repeats
-from affectgpt_jax.sharding import batch_shards, whole
+from affectgpt_jax.sharding import batch_shards, mesh_of, whole
 
 StopSequences = tuple[tuple[int, ...], ...]
 
@@ -271,9 +271,7 @@ class Engine:
           seed: of the draws. A row's draws depend on it, on its request's number and on nothing else.
           length: what a prompt of so many tokens is padded to; programs are compiled for each.
         """
-        place = getattr(jax.tree.leaves(params)[0], "sharding", None)
-        mesh = place.mesh if isinstance(place, NamedSharding) else None
-        self._mesh = mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+        self._mesh = mesh_of(params)
         shards = 1 if self._mesh is None else batch_shards(self._mesh.shape)
         rows = -(-rows // shards) * shards
         ordered = tuple(tuple(int(i) for i in sequence) for sequence in stop)

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from affectgpt_jax.data.examples import Example, Rejected
@@ -35,10 +34,13 @@ from affectgpt_jax.inference.evaluate import PLAIN, TEXT, Condition
 from affectgpt_jax.inference.runs import Run
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.ops.attention import KeysValues
-from affectgpt_jax.sharding import batch_shards, whole
+from affectgpt_jax.sharding import batch_shards, mesh_of, whole
 
 TOKENS = 128
 """Tokens of words that a row reads at a time: they share one reading of the weights, and their logits exist at once."""
+
+DIGITS = 4
+"""Of log-probabilities, wherever they are kept: all ways to them give the same labels."""
 
 ENDS = (", ", "." + STOP)
 """What follows a label in an answer, more labels or the end."""
@@ -208,9 +210,7 @@ class LabelScorer:
         Raises:
           UserError: a word that cannot be scored.
         """
-        place = getattr(jax.tree.leaves(run.params)[0], "sharding", None)
-        mesh = place.mesh if isinstance(place, NamedSharding) else None
-        self._mesh = mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+        self._mesh = mesh_of(run.params)
         shards = 1 if self._mesh is None else batch_shards(self._mesh.shape)
         self._rows = -(-batch // shards) * shards
         self._run, self._max_new = run, max_new

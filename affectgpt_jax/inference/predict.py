@@ -100,8 +100,7 @@ class Prediction:
 
     def record(self) -> dict[str, Any]:
         """As JSON holds it; sources without what is empty, and nothing of scores that were not asked for."""
-        sources = {name: dataclasses.asdict(source) for name, source in self.sources.items()}
-        said = {name: {key: value for key, value in source.items() if value} for name, source in sources.items()}
+        said = {name: source.record() for name, source in self.sources.items()}
         record = dataclasses.asdict(self) | {"sources": said}
         return {key: value for key, value in record.items() if value is not None}
 
@@ -231,7 +230,7 @@ def predict(
     batches = _ahead(read, items[first:], asked.batch, run.config.prepare.decode_threads)
     numbers = iter(range(first, len(items)))
     encoded = (_encoded(asked.question, inputs, numbers, streams, encoders) for inputs in batches)
-    windows = ([clip for batch in some for clip in batch] for some in _groups(encoded, TOGETHER))
+    windows = ([clip for batch in some for clip in batch] for some in groups(encoded, TOGETHER))
     try:
         yield from _answered(run, asked, windows, answerer, scoring)
     finally:
@@ -349,7 +348,7 @@ def open_encoders(config: RunConfig, streams: Mapping[str, Stream], batch: int, 
 # Reading
 
 
-def _groups(items: Iterable[_In], size: int) -> Iterator[list[_In]]:
+def groups(items: Iterable[_In], size: int) -> Iterator[list[_In]]:
     """Items, so many at a time."""
     rest = iter(items)
     while some := list(islice(rest, size)):
@@ -362,7 +361,7 @@ def _ahead(
     """Batches of decoded clips; threads decode the next one meanwhile."""
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[list[Future[Inputs | Failed]]] = deque()
-        for some in _groups(clips, batch):
+        for some in groups(clips, batch):
             pending.append([pool.submit(read, clip) for clip in some])
             if len(pending) > 1:
                 yield [future.result() for future in pending.popleft()]

@@ -19,9 +19,9 @@ from affectgpt_jax.inference.calibration import (
     support,
 )
 from affectgpt_jax.inference.clip_files import Source
-from affectgpt_jax.inference.clip_scores import DIGITS, Scale
+from affectgpt_jax.inference.clip_scores import Scale
 from affectgpt_jax.inference.evaluate import TEXT
-from affectgpt_jax.inference.label_scores import LabelScorer, Scores, without
+from affectgpt_jax.inference.label_scores import DIGITS, LabelScorer, Scores, without
 from affectgpt_jax.inference.limits import LIMITS
 from affectgpt_jax.inference.predict import Ask, Failed, Prediction
 from affectgpt_jax.inference.runs import Run, model_streams

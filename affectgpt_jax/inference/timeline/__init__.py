@@ -7,8 +7,8 @@ their own in each window, and a curve; pictures, sound and words are shared.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +22,12 @@ from affectgpt_jax.data.shard_schema import digest, file_digest, parse_stream
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.answer_file import Record, begin, keep_lines
 from affectgpt_jax.inference.answering import Answer, Answerer, Query
-from affectgpt_jax.inference.calibration import Calibration, Vocabulary, label_record, probabilities
+from affectgpt_jax.inference.calibration import label_record, probabilities
 from affectgpt_jax.inference.clip_files import Beside, Source, file_item, find_clip
-from affectgpt_jax.inference.label_scores import LabelScorer, Scores
+from affectgpt_jax.inference.clip_scores import Scale
+from affectgpt_jax.inference.label_scores import DIGITS, LabelScorer, Scores
 from affectgpt_jax.inference.limits import LIMITS
-from affectgpt_jax.inference.predict import TOGETHER, How, open_encoders
+from affectgpt_jax.inference.predict import TOGETHER, How, groups, open_encoders
 from affectgpt_jax.inference.runs import Run, Trained, model_streams
 from affectgpt_jax.inference.subtitles import Cue, find_side_car, read_cues, read_table, words_between
 from affectgpt_jax.inference.timeline.features import Find, Inputs, Report, Seen, Towers, fingerprint, key
@@ -108,8 +109,7 @@ def make_timeline(
     video: Path,
     folder: Path,
     settings: Settings,
-    vocabulary: Vocabulary,
-    calibration: Calibration,
+    scale: Scale,
     *,
     towers: Callable[[], Towers] | None = None,
     stage: Callable[[str], Report] = lambda title: lambda done, total: None,
@@ -124,8 +124,7 @@ def make_timeline(
       folder: features and answers are kept in its folder cache, each under a name that stands for all that it depends
         on.
       settings: what is asked.
-      vocabulary: labels that are scored.
-      calibration: how scores become probabilities and labels.
+      scale: the labels that are scored, and how scores become probabilities.
       towers: opens the towers, if anything is left to encode; those of the run by default.
       stage: begins a part of the work, and gives what is told how far it is.
 
@@ -185,10 +184,10 @@ def make_timeline(
         "question": settings.how.question,
         "max_new": settings.how.max_new,
         "batch": settings.how.batch,
-        "labels": vocabulary.identity,
+        "labels": scale.vocabulary.identity,
         "words": digest(repr(cues).encode()),
     }
-    kept = _ask(folder / CACHE / f"answers-{key(facts)}.jsonl", facts, rows, query, opened, vocabulary, settings, stage)
+    kept = _ask(folder / CACHE / f"answers-{key(facts)}.jsonl", facts, rows, query, opened, scale, settings, stage)
     common = {"video": str(video), "run": trained.source, "step": trained.step, "model": model}
     lacking = no_words or f"no cue of {cue_file} is shown here"
     records = []
@@ -200,14 +199,14 @@ def make_timeline(
         elif told:
             absent["text"] = lacking
         records.append(
-            _record(parts[row.window], row.person, asked, sources, absent, found, vocabulary, calibration, settings)
+            _record(parts[row.window], row.person, asked, sources, absent, found, scale, settings)
             | common
             | {"version": __version__, "limits": LIMITS}
         )
-    nothing = np.full(len(vocabulary.words), np.nan)
+    nothing = np.full(len(scale.vocabulary.words), np.nan)
     words = np.stack(
         [
-            probabilities(np.array(found["scores"]), calibration.temperature) if "scores" in found else nothing
+            probabilities(np.array(found["scores"]), scale.temperature) if "scores" in found else nothing
             for found in kept
         ]
     )
@@ -271,7 +270,7 @@ def _ask(
     rows: Sequence[Row],
     query: Callable[[Row], tuple[Query, Seen]],
     opened: Callable[[], Run],
-    vocabulary: Vocabulary,
+    scale: Scale,
     settings: Settings,
     stage: Callable[[str], Report],
 ) -> list[Record]:
@@ -284,10 +283,10 @@ def _ask(
         report = stage("windows")
         report(len(done), len(rows))
         run = opened()
-        scorer = LabelScorer(run, vocabulary.words, batch=settings.how.batch, max_new=settings.how.max_new)
+        scorer = LabelScorer(run, scale.vocabulary.words, batch=settings.how.batch, max_new=settings.how.max_new)
         answerer = Answerer(run, batch=settings.how.batch, max_new=settings.how.max_new)
         with file.open("a", encoding="utf-8") as out:
-            for some in _groups(rows[len(done) :], size):
+            for some in groups(rows[len(done) :], size):
                 queries = [query(row)[0] for row in some]
                 labels = scorer([one._replace(question=question("ovlabel")) for one in queries])
                 for score, answer in zip(labels, answerer(queries), strict=True):
@@ -298,17 +297,13 @@ def _ask(
     return done
 
 
-def _groups(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
-
-
 def _found(scores: Scores | Rejected, answer: Answer | Rejected) -> Record:
     if isinstance(scores, Rejected) or isinstance(answer, Rejected):
         return {"rejected": next(one.reason for one in (answer, scores) if isinstance(one, Rejected))}
     if not np.isfinite(scores.logs).all():
         return {"rejected": "its label scores are not finite numbers"}
     return {
-        "scores": [round(x, 4) for x in scores.logs.tolist()],
+        "scores": [round(x, DIGITS) for x in scores.logs.tolist()],
         "answer": answer.text,
         "labels": list(answer.labels),
         "tokens": answer.tokens,
@@ -323,8 +318,7 @@ def _record(
     sources: Mapping[str, Source],
     absent: Mapping[str, str],
     found: Record,
-    vocabulary: Vocabulary,
-    calibration: Calibration,
+    scale: Scale,
     settings: Settings,
 ) -> Record:
     """What is said about a window and a person."""
@@ -336,9 +330,9 @@ def _record(
         record |= {"answer": found["answer"], "answer_labels": found["labels"]}
         if settings.valence is not None:
             record["valence"] = number_in(found["answer"], *settings.valence)
-        record |= label_record(np.array(found["scores"]), vocabulary, calibration.temperature, calibration.threshold)
+        record |= label_record(np.array(found["scores"]), scale.vocabulary, scale.temperature, scale.threshold)
         record |= {"notes": [note for note in (found["note"], cut) if note], "tokens": found["tokens"]}
-    said = {name: {part: value for part, value in asdict(source).items() if value} for name, source in sources.items()}
+    said = {name: source.record() for name, source in sources.items()}
     return record | {"words": asked.subtitle, "sources": said, "absent": dict(absent)}
 
 

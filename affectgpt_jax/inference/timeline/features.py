@@ -16,7 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import av
 import numpy as np
 
 from affectgpt_jax.data.clips import AUDIO_SECONDS, CANDIDATES, FRAME_SIDE, PREPROCESSING, DetectedFaces
@@ -32,7 +31,7 @@ from affectgpt_jax.data.preprocess import (
 )
 from affectgpt_jax.data.shard_schema import FEATURE_DTYPE, Stream, digest, file_digest
 from affectgpt_jax.inference.clip_files import Source
-from affectgpt_jax.inference.predict import PICTURES
+from affectgpt_jax.inference.predict import PICTURES, groups
 from affectgpt_jax.inference.timeline.tracks import people
 from affectgpt_jax.inference.timeline.windows import Window, frames_between, spread
 from affectgpt_jax.replacing import replacing
@@ -222,7 +221,7 @@ class Inputs:
                 numbers: list[int] = []
                 scaled: list[np.ndarray] = []
                 faces: list[tuple[int, np.ndarray, tuple[float, ...]]] = []
-                for some in _groups(islice(decoded, here), SHOWN):
+                for some in groups(islice(decoded, here), SHOWN):
                     numbers += [number for number, _ in some if number in frames]
                     scaled += [scaler(frame) for number, frame in some if number in frames]
                     shown = [(number, upright(frame)) for number, frame in some if number in looked]
@@ -470,8 +469,3 @@ def _encoded(towers: Towers, pictures: Sequence[np.ndarray]) -> np.ndarray:
         some = np.stack(pictures[start : start + PICTURES])
         parts.append(towers.vision(pick_faces(some, len(some), FRAME_SIZE)).astype(FEATURE_DTYPE))
     return np.concatenate(parts) if parts else np.zeros((0, 0), FEATURE_DTYPE)
-
-
-def _groups(items: Iterator[tuple[int, av.VideoFrame]], size: int) -> Iterator[list[tuple[int, av.VideoFrame]]]:
-    while some := list(islice(items, size)):
-        yield some
