@@ -61,9 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-subtitle", action="store_true", help="do not tell the model what is said")
     add(
         "--faces",
-        default="files_or_detect",
         metavar="FILE.npy|DIR|files|detect|files_or_detect",
-        help="face crops of the recording, evenly over it; or where they come from (default: %(default)s)",
+        help="face crops of the recording, evenly over it; or where they come from (default: the run's "
+        "prepare.faces); detect sees several people",
     )
     add("--detector", metavar="FILE.onnx", help="YuNet; default: the run's prepare.detector")
     add("--copy-video", action="store_true", help="copy the recording beside the page, so that FOLDER can be passed on")

@@ -122,14 +122,14 @@ def test_two_people(
     facts = (fingerprint(trained), STEP, WORDS, vocabulary.identity, small_table().name)
     calibration = Calibration(*facts, temperature=5.0, threshold=0.3, n=9)
     out = tmp_path / "out"
-    assert timeline(folder, video, out, "--window", "2") == 0
+    assert timeline(folder, video, out, "--window", "2", "--faces", "detect") == 0
     assert "not calibrated" in capsys.readouterr().out
     raw = rows(out)
     calibration.write(place)
     # Another calibration asks neither towers nor model.
     monkeypatch.setattr(library, "open_encoders", None)
     monkeypatch.setattr(library, "Answerer", None)
-    assert timeline(folder, video, out, "--window", "2", "--copy-video") == 0
+    assert timeline(folder, video, out, "--window", "2", "--faces", "detect", "--copy-video") == 0
     place.unlink()
     told = capsys.readouterr().out
     assert "not calibrated" not in told
