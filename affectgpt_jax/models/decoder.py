@@ -58,7 +58,7 @@ class Cache(NamedTuple):
 class StepMasks(NamedTuple):
     """What a decoding step may look at, and where in the answer's part its own token goes."""
 
-    place: Bool[Array, "B R"]
+    number: Int[Array, " B"]
     prompt: Bool[Array, "B 1 P"]
     answer: Bool[Array, "B 1 R"]
 
@@ -108,16 +108,13 @@ class DecoderLayer(nn.Module):
         output: Any = hold(k, v, c.cache == "int8") if self.keep_keys else None
         if isinstance(look, StepMasks):
             assert isinstance(cache, LayerCache)
-            # A few selected among many is quicker than a scatter where rows lie on several devices, and the answer's
-            # part is small against the weights that a step reads.
-            held = hold(k, v, c.cache == "int8")
-            answer: Any = jax.tree.map(partial(_select, look.place), held, cache.answer)
+            answer: Any = jax.tree.map(partial(_write, look.number), hold(k, v, c.cache == "int8"), cache.answer)
             output = LayerCache(cache.prompt, answer)
             x = cached_attention(q, cache.prompt, answer, look.prompt, look.answer)
         elif isinstance(look, BranchMasks):
             assert cache is not None
             assert not isinstance(cache, LayerCache)
-            x = cached_attention(q, cache, (k, v), look.prompt, look.own)
+            x = cached_attention(q, cache, hold(k, v, int8=False), look.prompt, look.own)
         else:
             # The parameters' shapes are found with a row of one token, which not every kernel takes.
             x = packed_attention(q, k, v, look, kernel="xla" if self.is_initializing() else c.attention)
@@ -232,9 +229,9 @@ class Decoder(nn.Module):
           The hidden states that predict the next tokens, and the new cache.
         """
         c = self.config
-        number = (positions - jnp.sum(cache.prompt_used, axis=1, dtype=positions.dtype))[:, None]
-        places = jnp.arange(jax.tree.leaves(cache.layers[0].answer)[0].shape[1])
-        masks = StepMasks(places == number, cache.prompt_used[:, None], (places <= number)[:, None])
+        number = positions - jnp.sum(cache.prompt_used, axis=1, dtype=positions.dtype)
+        places = jnp.arange(jax.tree.leaves(cache.layers[0].answer)[0].shape[2])
+        masks = StepMasks(number, cache.prompt_used[:, None], (places <= number[:, None])[:, None])
         shared = (rotary_angles(positions[:, None], c.head_dim, c.rope_theta), masks)
         h, layers = unroll_layers(self.layer, self.layers, self.embed(ids[:, None]), shared, cache.layers)
         return self.final_norm(h[:, 0]), Cache(tuple(layers), cache.prompt_used)
@@ -291,6 +288,7 @@ def empty_cache(config: DecoderConfig, rows: int, prompt: int, answer: int) -> C
     return Cache(layers, jnp.zeros((rows, prompt), bool))
 
 
-def _select(place: Bool[Array, "B R"], new: Array, old: Array) -> Array:
-    """`new` [B, 1, ...] in its place of `old` [B, R, ...]."""
-    return jnp.where(place.reshape(*place.shape, *(1,) * (old.ndim - 2)), new, old)
+def _write(number: Int[Array, " B"], new: Array, old: Array) -> Array:
+    """`new` [B, K, 1, ...] at its row's number of `old` [B, K, R, ...]."""
+    # Of each row by itself, the compiler sees that rows on other devices have no part in it.
+    return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=1))(old, new, number)

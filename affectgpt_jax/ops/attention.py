@@ -91,28 +91,25 @@ def attention(
 class Rounded(NamedTuple):
     """Vectors as int8 with a float32 scale each: x ~ values * scale."""
 
-    values: Int8[Array, "B S K D"]
-    scale: Float[Array, "B S K"]
+    values: Int8[Array, "B K S D"]
+    scale: Float[Array, "B K S"]
 
 
 KeysValues = tuple[Float[Array, "_ _ _ _"] | Rounded, Float[Array, "_ _ _ _"] | Rounded]
-"""Keys and values as a cache holds them: B rows, S tokens, K heads, D wide."""
+"""Keys and values as a cache holds them [B, K, S, D]: the tokens of a head lie together, as a step reads them."""
 
 
 def hold(k: Float[Array, "B S K D"], v: Float[Array, "B S K D"], int8: bool) -> KeysValues:
     """Keys and values for a cache, as they are or rounded."""
+    k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     return (_rounded(k), _rounded(v)) if int8 else (k, v)
 
 
-def _rounded(x: Float[Array, "B S K D"]) -> Rounded:
+def _rounded(x: Float[Array, "B K S D"]) -> Rounded:
     """No entry is off by more than scale / 2, 1/254 of its vector's largest."""
     x = x.astype(jnp.float32)
     scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), 1e-30) / 127.0
     return Rounded(jnp.round(x / scale[..., None]).astype(jnp.int8), scale)
-
-
-def _along_keys(scale: Float[Array, "B S K"]) -> Float[Array, "B K 1 1 S"]:
-    return jnp.transpose(scale, (0, 2, 1))[:, :, None, None, :]
 
 
 def cached_attention(
@@ -126,20 +123,27 @@ def cached_attention(
 
     Rounded keys and values are only ever converted: scores are scaled after the product, weights before it.
     """
+    batch, queries, heads, width = q.shape
+    key_heads = jax.tree.leaves(prompt)[0].shape[1]
+    groups = heads // key_heads
+    # All queries of a key head are the rows of one product.
+    q = jnp.moveaxis(q.reshape(batch, queries, key_heads, groups, width), 1, 3)
+    q = q.reshape(batch, key_heads, groups * queries, width) * jnp.asarray(width**-0.5, q.dtype)
 
-    def look(keys: Float[Array, "B S K D"] | Rounded, mask: Bool[Array, "B T S"]) -> Float[Array, "B K G T S"]:
-        if isinstance(keys, Rounded):
-            scores = _scores(q, keys.values.astype(q.dtype)) * _along_keys(keys.scale)
-        else:
-            scores = _scores(q, keys)
-        return jnp.where(mask[:, None, None], scores, MASKED)
+    def look(keys: Float[Array, "B K S D"] | Rounded, mask: Bool[Array, "B T S"]) -> Float[Array, "B K Q S"]:
+        values = keys.values.astype(q.dtype) if isinstance(keys, Rounded) else keys
+        scores = jnp.einsum("bkqd,bksd->bkqs", q, values, preferred_element_type=jnp.float32)
+        scores = scores * keys.scale[:, :, None] if isinstance(keys, Rounded) else scores
+        return jnp.where(jnp.tile(mask, (1, groups, 1))[:, None], scores, MASKED)
 
-    def take(weights: Float[Array, "B K G T S"], values: Float[Array, "B S K D"] | Rounded) -> Float[Array, "B T H D"]:
+    def take(weights: Float[Array, "B K Q S"], values: Float[Array, "B K S D"] | Rounded) -> Float[Array, "B K Q D"]:
         if isinstance(values, Rounded):
-            return _combine(weights * _along_keys(values.scale), values.values.astype(q.dtype))
-        return _combine(weights, values)
+            weights, values = weights * values.scale[:, :, None], values.values.astype(q.dtype)
+        return jnp.einsum("bkqs,bksd->bkqd", weights.astype(values.dtype), values)
 
+    length = prompt_mask.shape[-1]
     scores = jnp.concatenate([look(prompt[0], prompt_mask), look(answer[0], answer_mask)], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1)
-    length = prompt_mask.shape[-1]
-    return take(weights[..., :length], prompt[1]) + take(weights[..., length:], answer[1])
+    out = take(weights[..., :length], prompt[1]) + take(weights[..., length:], answer[1])
+    out = jnp.moveaxis(out.reshape(batch, key_heads, groups, queries, width), 3, 1)
+    return out.reshape(batch, queries, heads, width)

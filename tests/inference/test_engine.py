@@ -142,8 +142,8 @@ def test_not_a_bit_of_a_row_depends_on_its_company() -> None:
         state = made._admit(work, state, [POOL[2]], [row], BUCKET)
         state = work.decode(params, state, np.int32(steps), np.int32(5))
         layers = state.cache.layers
-        read = [np.asarray(x)[row, :steps] for layer in layers for x in layer.answer]
-        return read + [np.asarray(x)[row, :12] for layer in layers for x in layer.prompt]
+        read = [np.asarray(x)[row, :, :steps] for layer in layers for x in layer.answer]
+        return read + [np.asarray(x)[row, :, :12] for layer in layers for x in layer.prompt]
 
     alone = kept([], 0)
     assert all(np.any(x != 0) for x in alone)
