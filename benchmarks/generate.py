@@ -143,6 +143,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from affectgpt_jax.config.networks import DecoderConfig, LoraConfig, ModelConfig
+    from affectgpt_jax.inference.cpu_layout import lay_out
     from affectgpt_jax.inference.engine import Engine, Prompts, Request
     from affectgpt_jax.models.affectgpt import AffectGPT
     from affectgpt_jax.training.chips import find_chip
@@ -159,6 +160,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     )
     place = jax.tree.map(lambda x: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
     params = read_tree(DECODER, shapes, tensors, str(args.folder), place)
+    params = lay_out(params)
     size = sum(x.size for x in jax.tree.leaves(params))
 
     def ask(count: int) -> list[Request]:

@@ -22,7 +22,6 @@ from jaxtyping import Array, Bool, Int, UInt32
 from affectgpt_jax.data.batch import Array as HostArray
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.models.decoder import Cache, empty_cache
-from affectgpt_jax.nn.stack import take_apart
 from affectgpt_jax.ops.axes import spec
 from affectgpt_jax.ops.sampling import GREEDY, Sampling, choose, penalise_repeats
 from affectgpt_jax.sharding import batch_shards, mesh_of, whole
@@ -98,7 +97,6 @@ class Settings(NamedTuple):
       stop: id sequences that end an answer; none writes R tokens always.
       sampling: how tokens are drawn.
       seed: of the draws.
-      apart: take the decoder's layers apart before tokens are written (`_apart`).
     """
 
     model: AffectGPT
@@ -108,7 +106,6 @@ class Settings(NamedTuple):
     stop: StopSequences
     sampling: Sampling
     seed: int
-    apart: bool = False
 
 
 class Programs(NamedTuple):
@@ -233,8 +230,6 @@ def _take(settings: Settings, state: State, logits: Array, rows: Bool[Array, " B
 
 
 def _decode(settings: Settings, params: Any, state: State, steps: Int[Array, ""], idle: Int[Array, ""]) -> State:
-    layers = _apart(settings, params) if settings.apart else ()
-
     def unfinished(carry: tuple[Array, State]) -> Array:
         count, state = carry
         return (count < steps) & (jnp.sum(state.done) < idle)
@@ -242,32 +237,11 @@ def _decode(settings: Settings, params: Any, state: State, steps: Int[Array, ""]
     def step(carry: tuple[Array, State]) -> tuple[Array, State]:
         count, state = carry
         at = jnp.sum(state.cache.prompt_used, axis=1, dtype=jnp.int32) + state.lengths - 1
-        weights = _together(params, layers, state) if settings.apart else params
-        read: Any = settings.model.apply({"params": weights}, state.last, at, state.cache, method="step")
+        read: Any = settings.model.apply({"params": params}, state.last, at, state.cache, method="step")
         logits, cache = read
         return count + 1, _take(settings, state._replace(cache=cache), logits, ~state.done)
 
     return jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), state))[1]
-
-
-def _apart(settings: Settings, params: Any) -> tuple[Any, ...]:
-    """Each decoder layer's parameters, matrices [out, in].
-
-    XLA's CPU backend copies a layer's part of the stack before it uses it, for every token anew, and a product of few
-    rows is a quarter slower with matrices [in, out].
-    """
-    return jax.tree.map(_turned, take_apart(params["decoder"]["layers"], settings.model.config.decoder.layers))
-
-
-def _together(params: Any, layers: tuple[Any, ...], state: State) -> Any:
-    """Parameters with the layers as `_apart` gave them."""
-    # Tied to what changes with every token, or the compiler turns them back once and for all.
-    held, _ = jax.lax.optimization_barrier((layers, state.last))
-    return params | {"decoder": params["decoder"] | {"layers": jax.tree.map(_turned, held)}}
-
-
-def _turned(x: Array) -> Array:
-    return x.T if x.ndim == 2 else x
 
 
 class Engine:
@@ -301,8 +275,7 @@ class Engine:
         shards = 1 if self._mesh is None else batch_shards(self._mesh.shape)
         rows = -(-rows // shards) * shards
         ordered = tuple(tuple(int(i) for i in sequence) for sequence in stop)
-        apart = next(iter(jax.tree.leaves(params)[0].devices())).platform == "cpu"
-        self._settings = Settings(model, rows, 0, max_new, ordered, sampling, seed, apart)
+        self._settings = Settings(model, rows, 0, max_new, ordered, sampling, seed)
         # As many as split evenly.
         self._admitted = -(-rows // ADMITTED // shards) * shards
         self._params, self._length = params, length

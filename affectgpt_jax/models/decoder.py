@@ -19,7 +19,7 @@ from affectgpt_jax.nn.linear import Dense, Embedding
 from affectgpt_jax.nn.norm import RMSNorm
 from affectgpt_jax.nn.parameter import parameter
 from affectgpt_jax.nn.stack import init_layers, run_layers, unroll_layers
-from affectgpt_jax.ops.attention import KeysValues, cached_attention, hold, segment_mask
+from affectgpt_jax.ops.attention import KeysValues, attention, cached_attention, hold, segment_mask
 from affectgpt_jax.ops.axes import constrain, split_in
 from affectgpt_jax.ops.packed_attention import packed_attention
 from affectgpt_jax.ops.random import Seed, fold
@@ -70,6 +70,12 @@ class BranchMasks(NamedTuple):
     own: Bool[Array, "B T T"]
 
 
+class Ending(NamedTuple):
+    """Of which token of a row a layer's output is wanted; the others only give keys and values."""
+
+    place: Int[Array, " B"]
+
+
 class DecoderLayer(nn.Module):
     """Pre-norm layer: grouped-query attention with rotary positions, then SwiGLU.
 
@@ -84,11 +90,11 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         h: Float[Array, "B T D"],
-        cache: LayerCache | KeysValues | None,
+        cache: LayerCache | KeysValues | Ending | None,
         angles: Float[Array, "B T half"],
         look: Int[Array, "B T"] | StepMasks | BranchMasks,
         seed: Seed | None = None,
-    ) -> tuple[Float[Array, "B T D"], Any]:
+    ) -> tuple[Float[Array, "B _ D"], Any]:
         c = self.config
 
         def linear(name: Linear, x: Array, width: int, bias: bool = False) -> Array:
@@ -101,10 +107,13 @@ class DecoderLayer(nn.Module):
             return rearrange(x, "b t (h d) -> b t h d", d=c.head_dim)
 
         x = RMSNorm(c.norm_eps, name="attention_norm")(h)
-        q = heads(checkpoint_name(linear("q_proj", x, c.heads * c.head_dim, bias=True), "query"))
         k = heads(checkpoint_name(linear("k_proj", x, c.kv_heads * c.head_dim, bias=True), "key"))
         v = heads(checkpoint_name(linear("v_proj", x, c.kv_heads * c.head_dim, bias=True), "value"))
-        q, k = rotate(q, angles), rotate(k, angles)
+        k, own = rotate(k, angles), angles
+        if isinstance(cache, Ending):
+            x, h, own = (jnp.take_along_axis(y, cache.place[:, None, None], axis=1) for y in (x, h, angles))
+        q = heads(checkpoint_name(linear("q_proj", x, c.heads * c.head_dim, bias=True), "query"))
+        q = rotate(q, own)
         output: Any = hold(k, v, c.cache == "int8") if self.keep_keys else None
         if isinstance(look, StepMasks):
             assert isinstance(cache, LayerCache)
@@ -113,8 +122,10 @@ class DecoderLayer(nn.Module):
             x = cached_attention(q, cache.prompt, answer, look.prompt, look.answer)
         elif isinstance(look, BranchMasks):
             assert cache is not None
-            assert not isinstance(cache, LayerCache)
+            assert not isinstance(cache, LayerCache | Ending)
             x = cached_attention(q, cache, hold(k, v, int8=False), look.prompt, look.own)
+        elif isinstance(cache, Ending):
+            x = attention(q, k, v, (look > 0)[:, None])
         else:
             # The parameters' shapes are found with a row of one token, which not every kernel takes.
             x = packed_attention(q, k, v, look, kernel="xla" if self.is_initializing() else c.attention)
@@ -210,10 +221,9 @@ class Decoder(nn.Module):
         segments = used.astype(jnp.int32)
         shared = (rotary_angles(positions, c.head_dim, c.rope_theta), segments)
         layer = DecoderLayer(c, keep_keys=True, parent=None)
-        h, keys = unroll_layers(layer, self.layers, h, shared, [None] * c.layers)
-        last = jnp.sum(segments, axis=1) - 1
-        h = jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0]
-        return self.final_norm(h), tuple(keys)
+        last = Ending(jnp.maximum(jnp.sum(segments, axis=1) - 1, 0))
+        h, keys = unroll_layers(layer, self.layers, h, shared, [*[None] * (c.layers - 1), last])
+        return self.final_norm(h[:, 0]), tuple(keys)
 
     def step(
         self, ids: Int[Array, " B"], positions: Int[Array, " B"], cache: Cache

@@ -10,6 +10,7 @@ from affectgpt_jax.config.networks import LoraConfig
 from affectgpt_jax.nn import init
 from affectgpt_jax.nn.parameter import parameter
 from affectgpt_jax.ops.dropout import dropout
+from affectgpt_jax.ops.product import Turned, product
 from affectgpt_jax.ops.quantisation import int8_matmul
 from affectgpt_jax.ops.random import Seed
 
@@ -38,7 +39,7 @@ class Dense(nn.Module):
             y = int8_matmul(x, kernel, parameter(self, "kernel_scale", init.ones, (self.features,)))
         else:
             kernel = parameter(self, "kernel", init.normal(self.stddev), (width, self.features))
-            y = x @ kernel.astype(self.dtype)
+            y = product(x, kernel)
         if self.bias:
             y = y + parameter(self, "bias", init.zeros, (self.features,)).astype(self.dtype)
         if self.lora is not None and self.lora.rank:
@@ -66,4 +67,4 @@ class Embedding(nn.Module):
 
     def attend(self, x: Float[Array, "*dims features"]) -> Float[Array, "*dims count"]:
         """Logits against every vector of the table."""
-        return x @ self.embedding.astype(x.dtype).T
+        return product(x, Turned(self.embedding))

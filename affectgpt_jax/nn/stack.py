@@ -1,7 +1,7 @@
 """The layer loop: L copies of one layer whose parameters are stacked on a leading axis.
 
 Scanned, the loop compiles once whatever L is and takes a remat policy (training, encoders). Unrolled, every layer
-can keep buffers of its own (decoding). Both read the same stacked parameters; unrolled, they may come apart.
+can keep buffers of its own (decoding). Both read the same stacked parameters; unrolled, each layer's may come apart.
 """
 
 from collections.abc import Callable, Sequence
@@ -91,19 +91,14 @@ def unroll_layers(
 
     Args:
       layer: one layer without a parent.
-      params: its parameters, stacked [L, ...], or those of each layer (`take_apart`).
+      params: its parameters, stacked [L, ...], or a tuple of each layer's.
       h: the residual stream.
       shared: arguments every layer gets.
       states: of each layer.
     """
     outputs = []
-    layers = params if isinstance(params, tuple) else take_apart(params, len(states))
-    for layer_params, state in zip(layers, states, strict=True):
+    for index, state in enumerate(states):
+        layer_params = params[index] if isinstance(params, tuple) else jax.tree.map(lambda x: x[index], params)  # noqa: B023
         h, output = layer.apply({"params": layer_params}, h, state, *shared)
         outputs.append(output)
     return h, outputs
-
-
-def take_apart(params: Any, length: int) -> tuple[Any, ...]:
-    """The parameters of each of `length` layers that are stacked [L, ...]."""
-    return tuple(jax.tree.map(lambda x: x[index], params) for index in range(length))  # noqa: B023

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
+from affectgpt_jax.ops.product import Turned, product
+
 
 def quantise(kernel: Float[Array, "*dims in out"]) -> tuple[Int8[Array, "*dims in out"], Float[Array, "*dims out"]]:
     """A kernel as int8, and its scales; computed in float32."""
@@ -19,14 +21,13 @@ def quantise(kernel: Float[Array, "*dims in out"]) -> tuple[Int8[Array, "*dims i
 
 @jax.custom_vjp
 def int8_matmul(
-    x: Float[Array, "*dims in"], kernel: Int8[Array, "in out"], scale: Float[Array, " out"]
+    x: Float[Array, "*dims in"], kernel: Int8[Array, "in out"] | Turned, scale: Float[Array, " out"]
 ) -> Float[Array, "*dims out"]:
     """x (kernel * scale) in x's type; the sums are scaled in float32. Gradients flow to x alone.
 
     The kernel is converted where it is used, forward and backward, so that no pass keeps it in x's type for another.
     """
-    y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-    return (y * scale).astype(x.dtype)
+    return (product(x, kernel, jnp.float32) * scale).astype(x.dtype)
 
 
 def _forward(x: Array, kernel: Array, scale: Array) -> tuple[Array, tuple[Array, Array]]:

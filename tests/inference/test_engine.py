@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affectgpt_jax.config.networks import DecoderConfig, LoraConfig, ModelConfig
+from affectgpt_jax.inference.cpu_layout import lay_out
 from affectgpt_jax.inference.engine import Engine, Prompts, Request, ends, programs
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.ops.sampling import REFERENCE, Sampling
@@ -34,6 +35,12 @@ def small(**changes: Any) -> tuple[AffectGPT, Any]:
     return model, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
 
 
+@functools.cache
+def laid_out(**changes: Any) -> Any:
+    """These parameters as runs are opened with them."""
+    return lay_out(small(**changes)[1])
+
+
 def request(seed: int, length: int, number: int = 0) -> Request:
     """A prompt of random words, three of them soft tokens, sometimes without a face."""
     rng = np.random.default_rng([seed, length])
@@ -53,9 +60,9 @@ def request(seed: int, length: int, number: int = 0) -> Request:
 def engine(
     rows: int, bucket: int = BUCKET, stop: Any = STOP, sampling: Sampling | None = None, **changes: Any
 ) -> Engine:
-    model, params = small(**changes)
+    model, _ = small(**changes)
     return Engine(
-        model, params, rows=rows, max_new=ANSWER, stop=stop, length=lambda n: -(-n // bucket) * bucket,
+        model, laid_out(**changes), rows=rows, max_new=ANSWER, stop=stop, length=lambda n: -(-n // bucket) * bucket,
         **({} if sampling is None else {"sampling": sampling}),
     )  # fmt: skip
 
@@ -116,6 +123,13 @@ def test_answers_are_those_of_the_full_forward_pass() -> None:
     lengths = [len(ids) for ids in expected]
     assert min(lengths) < 4  # some stop early, and their rows are filled again
     assert lengths.count(ANSWER) > 3
+
+
+def test_stacked_layers_answer_as_those_that_lie_apart() -> None:
+    """Training's validation has them stacked."""
+    model, params = small()
+    made = Engine(model, params, rows=4, max_new=ANSWER, stop=STOP, length=lambda n: -(-n // BUCKET) * BUCKET)
+    assert answers(made, POOL) == reference()
 
 
 @settings(max_examples=15, deadline=None)

@@ -83,7 +83,8 @@ def test_cached_attention_is_full_attention(heads: int, kv_heads: int) -> None:
     mask[1, :, 3], mask[:, :, 6] = False, False
     expected = library_attention(q, k, v, mask=mask[:, None])
     k[:, 6:], v[:, 6:], k[1, 3], v[1, 3] = 1e4, 1e4, 1e4, -1e4
-    prompt, ring = ops.hold(k[:, :4], v[:, :4], int8=False), ops.hold(k[:, 4:], v[:, 4:], int8=False)
+    parts = [(jnp.asarray(k[:, some]), jnp.asarray(v[:, some])) for some in (slice(4), slice(4, None))]
+    prompt, ring = (ops.hold(*part, int8=False) for part in parts)
     np.testing.assert_allclose(cached_attention(q, prompt, ring, mask[..., :4], mask[..., 4:]), expected, **EXACT)
 
 
