@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -12,6 +13,9 @@ from affectgpt_jax.config import RunConfig, build_config
 from affectgpt_jax.data.prompts import answer, prompt_parts, prompt_text, question, soft_layout
 from affectgpt_jax.data.shard_schema import TEXT, TextRecord
 from affectgpt_jax.data.shard_writer import publish_stream, write_feature_shard, write_text_shard
+from affectgpt_jax.inference.runs import HERE, Placement, Step, open_base, open_trained
+from affectgpt_jax.weights.table import paths
+from affectgpt_jax.weights.trainable import join
 
 EMOTIONS = ("happy", "sad", "angry", "calm")
 VISION_WIDTH, AUDIO_WIDTH = 12, 10
@@ -68,6 +72,12 @@ def make_shards(
     entries = {split: [write_text_shard(staged / TEXT, split, 0, 1, records)] for split, records in texts.items()}
     publish_stream(staged / TEXT, root, TEXT, entries, {"corpus": "tiny"})
     return root
+
+
+def run_parameters(folder: Path, step: Step = None, place: Placement = HERE) -> dict[str, Any]:
+    """All parameters of a run by path, base and all, as they stand in checkpoints."""
+    trained = open_trained(folder, step, place)
+    return paths(join(trained.params, open_base(trained)))
 
 
 def tiny_config(folder: Path, **changes: object) -> RunConfig:

@@ -22,15 +22,15 @@ from affectgpt_jax.exchange.card import card_name, model_card
 from affectgpt_jax.exchange.export import KINDS, export
 from affectgpt_jax.exchange.hub import push
 from affectgpt_jax.inference.evaluate import Evaluation, write_evaluation
-from affectgpt_jax.inference.runs import Trained, open_run, open_shards, open_trained, write_run
+from affectgpt_jax.inference.runs import Trained, open_shards, open_trained, write_run
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.training.loop import train
-from affectgpt_jax.weights.table import paths
+from affectgpt_jax.weights.table import nest, paths
 from tests.conftest import ROOT
 from tests.exchange.runs import golden_run, write_bases
 from tests.media_files import pictures, tone, write_faces, write_video
 from tests.parity import goldens
-from tests.tiny_run import make_tiny, tiny_config
+from tests.tiny_run import make_tiny, run_parameters, tiny_config
 
 
 def blocks(card: str, language: str) -> list[str]:
@@ -71,14 +71,16 @@ IDS = np.arange(40, 60, dtype=np.int32)[None]
 @pytest.fixture(scope="module")
 def logits(golden: Path) -> np.ndarray:
     """Of the run's own language model, adapters included."""
-    run = open_run(golden / "run")
+    network = AffectGPT(open_trained(golden / "run").config.model)
 
     def read(model: AffectGPT) -> Any:
         embeds = model.decoder.embed(jnp.asarray(IDS))
         positions = jnp.arange(IDS.shape[1])[None]
         return model.decoder.logits(model.decoder(embeds, positions, jnp.ones_like(positions)))
 
-    return np.asarray(jax.jit(lambda params: run.model.apply({"params": params}, method=read))(run.params))
+    return np.asarray(
+        jax.jit(lambda params: network.apply({"params": params}, method=read))(nest(run_parameters(golden / "run")))
+    )
 
 
 @pytest.mark.slow

@@ -28,7 +28,6 @@ from affectgpt_jax.inference.runs import (
     open_run,
     open_shards,
     open_trained,
-    with_base,
     write_run,
 )
 from affectgpt_jax.models.affectgpt import AffectGPT
@@ -37,8 +36,9 @@ from affectgpt_jax.weights.files import write_folder
 from affectgpt_jax.weights.initial import base_shapes, parameter_shapes, resolve
 from affectgpt_jax.weights.networks import DECODER
 from affectgpt_jax.weights.table import nest, paths, write_tree
+from affectgpt_jax.weights.trainable import join
 from tests.inference.clip_run import random_tree
-from tests.tiny_run import make_shards, make_tokenizer, tiny_config
+from tests.tiny_run import make_shards, make_tokenizer, run_parameters, tiny_config
 
 INT8 = make_placement(weights="int8", cache="int8")
 KERNELS = {f"decoder/layers/{linear}/kernel" for linear in LINEARS}
@@ -85,7 +85,7 @@ def logs(run: Run) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["whole", "based"])
 def test_kernels_of_any_run_are_rounded_and_nothing_else(folder: Path, name: str) -> None:
-    plain, held = paths(open_run(folder / name).params), paths(open_run(folder / name, place=INT8).params)
+    plain, held = run_parameters(folder / name), run_parameters(folder / name, place=INT8)
     assert set(held) - set(plain) == {f"{path}_scale" for path in KERNELS}
     for path, leaf in plain.items():
         if path in KERNELS:
@@ -98,13 +98,14 @@ def test_kernels_of_any_run_are_rounded_and_nothing_else(folder: Path, name: str
 
 
 def test_a_run_held_as_int8_opens_in_its_own_type(folder: Path) -> None:
-    own, whole = open_run(folder / "held"), open_run(folder / "held", place=make_placement(weights="float"))
-    assert whole.config.model.decoder.base == "float"
+    floats = make_placement(weights="float")
+    own, whole = run_parameters(folder / "held"), run_parameters(folder / "held", place=floats)
+    assert open_trained(folder / "held", place=floats).config.model.decoder.base == "float"
     for path in KERNELS:
-        assert paths(own.params)[path].dtype == jnp.int8
-        values, scale = jax.jit(quantise)(paths(whole.params)[path])
-        np.testing.assert_array_equal(paths(own.params)[path], values)
-        np.testing.assert_array_equal(paths(own.params)[f"{path}_scale"], scale)
+        assert own[path].dtype == jnp.int8
+        values, scale = jax.jit(quantise)(whole[path])
+        np.testing.assert_array_equal(own[path], values)
+        np.testing.assert_array_equal(own[f"{path}_scale"], scale)
 
 
 def test_one_kernel_at_a_time_is_a_float(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +194,4 @@ def test_a_base_is_read_once_for_all_checkpoints(folder: Path) -> None:
     found = open_trained(folder / "based", place=INT8)
     base = paths(open_base(found))
     assert {"decoder/layers/q_proj/kernel", "decoder/layers/down_proj/kernel"}.isdisjoint(base)
-    assert set(paths(with_base(found, nest(base)).params)) == set(
-        paths(parameter_shapes(AffectGPT(found.config.model)))
-    )
+    assert set(paths(join(found.params, nest(base)))) == set(paths(parameter_shapes(AffectGPT(found.config.model))))

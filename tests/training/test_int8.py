@@ -29,7 +29,7 @@ from affectgpt_jax.weights.networks import DECODER
 from affectgpt_jax.weights.table import nest, paths, write_tree
 from affectgpt_jax.weights.trainable import split
 from tests.inference.clip_run import random_tree
-from tests.tiny_run import make_tiny, tiny_config
+from tests.tiny_run import make_tiny, run_parameters, tiny_config
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +73,7 @@ def test_it_trains_answers_and_leaves_without_int8(tiny: Path) -> None:
 
     run = open_run(tiny / "run")
     assert run.config.model.decoder.attention == "auto"  # it may be opened on another device
-    held = {x.dtype.name for path, x in paths(run.params).items() if path.endswith("_proj/kernel")}
+    held = {x.dtype.name for path, x in run_parameters(tiny / "run").items() if path.endswith("_proj/kernel")}
     assert held == {"int8"}
     queries = make_queries(run, open_shards(run.config, "test"), conditions(())[0], "ovlabel")
     answers = Answerer(run, batch=4, max_new=4)(queries[:4])

@@ -24,9 +24,8 @@ from affectgpt_jax.training.loop import train
 from affectgpt_jax.training.steps import Loop
 from affectgpt_jax.unibench.lexicon import small_table
 from affectgpt_jax.weights.initial import parameter_shapes, resolve
-from affectgpt_jax.weights.table import paths
 from tests.inference.clip_run import random_tree
-from tests.tiny_run import make_shards, make_tiny, tiny_config
+from tests.tiny_run import make_shards, make_tiny, run_parameters, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +54,6 @@ def finished(tiny: Path) -> Path:
     assert result.finished
     assert result.steps == 6
     return tiny / "run"
-
-
-def parameters(folder: Path) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf) for path, leaf in paths(open_run(folder).params).items()}
 
 
 def test_the_run_folder(finished: Path) -> None:
@@ -100,7 +95,7 @@ def test_the_saved_config_starts_the_same_run(finished: Path, tiny: Path) -> Non
 
     result = train(load_config(finished / "config.yaml", [f"train.output={tiny / 'again'}"]), tiny / "again")
     assert result.finished
-    first, second = parameters(finished), parameters(tiny / "again")
+    first, second = run_parameters(finished), run_parameters(tiny / "again")
     assert all(np.array_equal(first[path], second[path]) for path in first)
 
 
@@ -124,7 +119,7 @@ def test_killed_and_started_again(finished: Path, tiny: Path) -> None:
             shutil.rmtree(other)
     result = train(tiny_config(tiny, train__output=str(folder)), folder)
     assert result.steps == 6
-    first, second = parameters(finished), parameters(folder)
+    first, second = run_parameters(finished), run_parameters(folder)
     assert all(np.array_equal(first[path], second[path]) for path in first)
 
 
@@ -153,7 +148,7 @@ def test_frozen_parameters_do_not_move(finished: Path, tiny: Path) -> None:
     """What the mode does not use is not trained; the rest is."""
     start = train(tiny_config(tiny, train__output=str(tiny / "start"), train__steps=1), tiny / "start")
     assert start.finished
-    before, after = parameters(tiny / "start"), parameters(finished)
+    before, after = run_parameters(tiny / "start"), run_parameters(finished)
     for path in before:
         same = np.array_equal(before[path], after[path])
         # This config never hides the voice, so nothing has taught its absent feature yet.

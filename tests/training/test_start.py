@@ -12,13 +12,13 @@ from affectgpt_jax.cli import main
 from affectgpt_jax.config import load_config, save_config
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.exchange.export import export
-from affectgpt_jax.inference.runs import open_run, open_trained, write_run
+from affectgpt_jax.inference.runs import open_trained, write_run
 from affectgpt_jax.training.loop import train
 from affectgpt_jax.weights.table import paths
 from tests.exchange.runs import golden_run, write_bases
 from tests.inference.clip_run import make_clip_run
 from tests.parity import goldens
-from tests.tiny_run import make_tiny, tiny_config
+from tests.tiny_run import make_tiny, run_parameters, tiny_config
 
 FACES = goldens.find(mode="multiface_audio_face_text")
 
@@ -29,10 +29,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_tiny(tmp_path_factory.mktemp("tiny"))
     train(tiny_config(folder, train__steps=3), folder / "first")
     return folder
-
-
-def parameters(folder: Path, step: int | None = None) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf) for path, leaf in paths(open_run(folder, step).params).items()}
 
 
 def test_the_first_step_starts_where_the_other_ended(tiny: Path) -> None:
@@ -49,13 +45,13 @@ def test_the_first_step_starts_where_the_other_ended(tiny: Path) -> None:
         assert train(config, tiny / "second").steps == 4
     finally:
         shutil.move(tiny / "moved", tiny / "first")
-    expected, found = parameters(tiny / "first"), parameters(tiny / "second")
+    expected, found = run_parameters(tiny / "first"), run_parameters(tiny / "second")
     assert found.keys() == expected.keys()
     for path, leaf in found.items():
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
     fresh = tiny_config(tiny, train__seed=42, train__steps=2)
     train(fresh, tiny / "fresh")
-    assert any((leaf != expected[path]).any() for path, leaf in parameters(tiny / "fresh").items())
+    assert any((leaf != expected[path]).any() for path, leaf in run_parameters(tiny / "fresh").items())
 
 
 @pytest.mark.slow

@@ -16,8 +16,7 @@ from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.runs import open_run
 from affectgpt_jax.training import data as training_data
 from affectgpt_jax.training.loop import train
-from affectgpt_jax.weights.table import paths
-from tests.tiny_run import make_tiny, tiny_config
+from tests.tiny_run import make_tiny, run_parameters, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def test_validation_changes_nothing_of_the_run(plain: Path, validated: Path) -> 
         {line["step"]: line["loss"] for line in lines(folder) if "loss" in line} for folder in (plain, validated)
     )
     assert first == second
-    ours, theirs = (paths(open_run(folder).params) for folder in (plain, validated))
+    ours, theirs = (run_parameters(folder) for folder in (plain, validated))
     for path, leaf in ours.items():
         np.testing.assert_array_equal(leaf, theirs[path], err_msg=path)
 
@@ -127,7 +126,7 @@ def test_a_bad_step_is_skipped(
     logged = lines(tmp_path / "run")
     assert [line["step"] for line in logged if "loss" in line] == [1, 2, 3, 5, 6]
     assert [line["step"] for line in logged if "bad_loss" in line] == [4]
-    assert all(np.isfinite(leaf).all() for leaf in paths(open_run(tmp_path / "run").params).values())
+    assert all(np.isfinite(leaf).all() for leaf in run_parameters(tmp_path / "run").values())
 
 
 def test_a_bad_step_is_answered_by_the_newest_checkpoint(
