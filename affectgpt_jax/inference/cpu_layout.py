@@ -29,8 +29,8 @@ def lay_out(params: Tree) -> Tree:
       params: of a model, the decoder's layers stacked.
 
     Returns:
-      On one CPU the decoder's layers as a tuple of each layer's, their kernels and the head's `Turned`; elsewhere
-      everything as it was.
+      On one CPU the decoder's layers as a tuple of each layer's, their kernels and the head's `Turned`, with whatever
+      gives the logits beside them; elsewhere everything as it was.
     """
     decoder = dict(params["decoder"])
     stacked = paths(decoder["layers"])
@@ -39,12 +39,10 @@ def lay_out(params: Tree) -> Tree:
         return params
     hosts = {path: np.asarray(leaf) for path, leaf in stacked.items()}
     trees = [{path: x[index] for path, x in hosts.items()} for index in range(len(first))]
-    trees.append({path: np.asarray(leaf) for path, leaf in paths(decoder.get("head", {})).items()})
-    *layers, head = map(nest, _in_one_piece(trees))
-    decoder["layers"] = tuple(layers)
-    if head:
-        decoder["head"] = head
-    return params | {"decoder": decoder}
+    last = "head" if "head" in decoder else "tokens"
+    trees.append({path: np.asarray(leaf) for path, leaf in paths(decoder[last]).items()})
+    *layers, decoder[last] = map(nest, _in_one_piece(trees))
+    return params | {"decoder": decoder | {"layers": tuple(layers)}}
 
 
 def _in_one_piece(trees: list[dict[str, np.ndarray]]) -> Iterator[Tree]:

@@ -161,7 +161,7 @@ class Trained(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A trained run, ready to answer."""
+    """A trained run, ready to answer; its parameters lie as `cpu_layout.lay_out` says."""
 
     folder: Path
     config: RunConfig
