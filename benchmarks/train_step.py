@@ -98,8 +98,8 @@ MEDIA, POOL = 6, 1024
 """Samples with media, which come again and again; samples with features."""
 RANK, ALPHA, DROPOUT, RATE, DECAY = 16, 32, 0.05, 1e-5, 0.05
 SEED = 0
-AGREEMENT = 1e-4
-"""Relative difference of the first losses in float32; features in the loop are rounded to the shards' float16."""
+AGREEMENT, FEATURES = 1e-4, 1e-3
+"""Largest differences in float32: of the first losses, and of features, which ours rounds to the shards' float16."""
 MODES = ("in the loop", "cached", "natural")
 
 
@@ -182,19 +182,23 @@ def show(args: argparse.Namespace, found: dict[str, list[Any]]) -> None:
             f"ours, {mine}, against torch, {other}: {statistics.median(values):.2f}x ({values[0]:.2f} - "
             f"{values[-1]:.2f})"
         )
-    agree = True
+    off = [_off(*pair) for pair in zip(torch["features"], ours["features"], strict=True)]
+    print(f"features of the first crop and clip of sound: off by {off[0]:.1e}, {off[1]:.1e} of the largest")
+    agree = max(off) <= FEATURES
     for mode in ("in the loop", "cached"):
-        pair = [found[side][0][mode]["losses"] for side in ("torch", "ours")]
-        norms = [found[side][0][mode]["norm"] for side in ("torch", "ours")]
-        first = abs(pair[1][0] / pair[0][0] - 1)
-        agree &= first <= AGREEMENT
+        losses, norms = ([side[mode][key] for side in (torch, ours)] for key in ("losses", "norm"))
+        agree &= abs(losses[1][0] / losses[0][0] - 1) <= AGREEMENT
         print(
-            f"{mode}: first loss of torch {pair[0][0]:.6f}, of ours {pair[1][0]:.6f}; gradient norm {norms[0]:.5f}, "
-            f"{norms[1]:.5f}; last loss {pair[0][-1]:.6f}, {pair[1][-1]:.6f}"
+            f"{mode}, torch and ours: first loss {losses[0][0]:.6f}, {losses[1][0]:.6f}; gradient norm {norms[0]:.5f}, "
+            f"{norms[1]:.5f}; last loss {losses[0][-1]:.6f}, {losses[1][-1]:.6f}"
         )
     print(f"the same computation: {'yes' if agree else 'no' if args.dtype == 'float32' else 'to half precision'}")
     if args.dtype == "float32" and not agree:
-        sys.exit(f"first losses differ by more than {AGREEMENT:g}")
+        sys.exit(f"features differ by more than {FEATURES:g} or first losses by more than {AGREEMENT:g}")
+
+
+def _off(theirs: list[float], ours: list[float]) -> float:
+    return float(np.max(np.abs(np.subtract(theirs, ours))) / np.max(np.abs(theirs)))
 
 
 def _millions(size: int) -> str:
@@ -341,34 +345,45 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
     def on_device(x: np.ndarray) -> Any:
         return torch.from_numpy(np.ascontiguousarray(x)).to(device)
 
+    encoded: dict[str, Any] = {}
+
     @torch.no_grad()
     def encode(which: np.ndarray) -> list[Any]:
         pixels = processor(list(faces[which].reshape(-1, SIZE, SIZE, 3)), return_tensors="pt")["pixel_values"]
         seen = vision(pixel_values=pixels.to(device)).image_embeds
         heard = on_device(np.concatenate([normalise_audio(sound[i]) for i in which]))
-        states = audio(heard, output_hidden_states=True).hidden_states[-4:]
-        return [x.view(len(which), FRAMES, -1) for x in (seen, torch.stack(states).mean(0).mean(1))]
+        output = audio(heard, output_hidden_states=True)
+        # The authors' version of the library lists the model's output as the last state, this one what lies before it.
+        states = [*output.hidden_states[-4:-1], output.last_hidden_state]
+        found = [x.view(len(which), FRAMES, -1) for x in (seen, torch.stack(states).mean(0).mean(1))]
+        encoded.setdefault("first", [x[0, 0].tolist() for x in found])
+        return found
 
     def cached(which: np.ndarray) -> list[Any]:
         return [on_device(stored[name][which]).float() for name in ("face", "audio")]
+
+    def make_optimizer(fused: bool) -> Any:
+        decayed = [p for name, p in trained.items() if p.ndim > 1]
+        others = [p for name, p in trained.items() if p.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.999), fused=fused)
 
     def run(
         batches: Iterator[tuple[list[Example], np.ndarray]],
         read: Callable[[np.ndarray], list[Any]],
         steps: int,
         dtype: Any,
-        fused: bool,
+        optimizer: Any,
     ) -> dict[str, Any]:
-        decayed = [p for name, p in trained.items() if p.ndim > 1]
-        others = [p for name, p in trained.items() if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.999), fused=fused)
         scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-        losses = []
+        losses: list[Any] = []
 
         def step(examples: list[Example], which: np.ndarray, norm: bool = False) -> float:
             host = reference_batch(examples, PAD)
-            index = np.stack([np.argsort(np.where(x.soft_index > 0, x.soft_index, 9))[:3] for x in examples])
+            # Where the soft tokens stand, in the order of their slots.
+            index = np.stack(
+                [np.nonzero(x.soft_index)[0][np.argsort(x.soft_index[x.soft_index > 0])] for x in examples]
+            )
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
                 inputs = [on_device(x) for x in (*host, index)]
                 loss = model(*inputs, *read(which))
@@ -376,7 +391,7 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
             found = 0.0
             if norm:
                 scaler.unscale_(optimizer)
-                found = float(torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in trained.values() if p.grad is not None])))
+                found = float(nn.utils.get_total_norm([p.grad for p in trained.values() if p.grad is not None]))
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -401,14 +416,14 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
             done += work(batch[0])
         finish()
         seconds = time.perf_counter() - started
-        return {
-            "seconds": seconds, "work": done.tolist(), "first": first, "norm": norm, "losses": [float(x) for x in losses]
-        }  # fmt: skip
+        losses = [float(x) for x in losses]
+        return {"seconds": seconds, "work": done.tolist(), "first": first, "norm": norm, "losses": losses}
 
     reference = torch.float16 if half else torch.float32
+    optimizer = make_optimizer(fused=False)
     results = {
-        "in the loop": run(same_batches(vocabulary), encode, args.steps, reference, False),
-        "cached": run(same_batches(vocabulary), cached, args.steps, reference, False),
+        "in the loop": run(same_batches(vocabulary), encode, args.steps, reference, optimizer),
+        "cached": run(same_batches(vocabulary), cached, args.steps, reference, optimizer),
     }
     best = torch.bfloat16 if half else torch.float32
     language.set_attn_implementation("sdpa")
@@ -420,11 +435,12 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
     examples = pool(vocabulary)
     order = np.random.default_rng([SEED, 4]).permutation(POOL)
     easy = (([examples[i] for i in part], part) for part in _endless(order))
-    results["natural"] = run(easy, cached, natural_steps(args.steps), best, device == "cuda")
+    fused = make_optimizer(fused=device == "cuda")
+    results["natural"] = run(easy, cached, natural_steps(args.steps), best, fused)
     settings = f"sdpa{', bf16, fused AdamW' if half else ''}{', torch.compile' if compiled else ', not compiled'}"
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if name != "language"}
     longest = max(len(one.tokens) for one in next(same_batches(vocabulary))[0])
-    return {**results, **sizes, "settings": settings, "padded": longest}
+    return {**results, **sizes, "settings": settings, "padded": longest, "features": encoded["first"]}
 
 
 def _endless(order: np.ndarray) -> Iterator[np.ndarray]:
@@ -499,10 +515,10 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         for examples, which in same_batches(decoder.vocab):
             rows = []
             for one, i in zip(examples, which, strict=True):
-                found = {name: x[i] for name, x in stored.items()}
+                inputs = {name: x[i] for name, x in stored.items()}
                 if not encoded:
-                    found = {"face": clip_pixels(faces[i]), "audio": normalise_audio(sound[i])}
-                rows.append([Sample(one, found)])
+                    inputs = {"face": clip_pixels(faces[i]), "audio": normalise_audio(sound[i])}
+                rows.append([Sample(one, inputs)])
             length = max(len(one.tokens) for one in examples)
             targets = max(len(one.target_ids) for one in examples)
             streams: Any = {name: x.shape for name, x in rows[0][0].features.items()}
@@ -534,24 +550,25 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         loader: Any = load
         return training_batches(plan, loader, rows, start=0, steps=10**6, threads=config.data.threads)
 
-    def run(batches: Iterator[Batch], steps: int, encode: bool = False) -> dict[str, Any]:
-        nonlocal state
+    found: dict[str, Any] = {}
 
+    def run(batches: Iterator[Batch], steps: int, encode: bool = False) -> dict[str, Any]:
         def ready(host: Batch) -> tuple[Any, Batch]:
             if encode:
                 host = jax.tree.map(lambda x: x[None], encode_batch(encoders, jax.tree.map(lambda x: x[0], host)))
+                found.setdefault("first", [host.features[name][0, 0, 0, 0].tolist() for name in ("face", "audio")])
             return batch_work(host), put_batch(setup.mesh, host)
 
         def take(number: int) -> tuple[np.ndarray, list[Any]]:
             nonlocal state
-            done, found = np.zeros(4, np.int64), []
+            done, taken = np.zeros(4, np.int64), []
             # What is made ready ahead is made within the call: it begins and ends with nothing at hand.
             with prefetch(islice(batches, number), ready) as placed:
                 for counted, batch in placed:
                     state, metrics = setup.step(state, setup.frozen, batch)
                     done += np.array(counted)
-                    found.append(metrics)
-            return done, jax.device_get(found)
+                    taken.append(metrics)
+            return done, jax.device_get(taken)
 
         started = time.perf_counter()
         begin = take(1)[1]
@@ -561,10 +578,8 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         done, metrics = take(steps)
         seconds = time.perf_counter() - started
         losses = [float(x.loss) for x in (*begin, *metrics)]
-        return {
-            "seconds": seconds, "work": done.tolist(), "first": first, "norm": float(begin[0].gradient_norm),
-            "losses": losses,
-        }  # fmt: skip
+        norm = float(begin[0].gradient_norm)
+        return {"seconds": seconds, "work": done.tolist(), "first": first, "norm": norm, "losses": losses}
 
     results = {
         "in the loop": run(same(encoded=False), args.steps, encode=True),
@@ -581,6 +596,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         "flops": list(decoder_work(config.model.decoder, state.params, setup.frozen)),
         "peak": None if chip is None else chip.flops,
         "filled": results["natural"]["work"][1] / places,
+        "features": found["first"],
     }
 
 
