@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, help="microbatches of its step")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile in its natural way")
     parser.add_argument("--dropout", type=float, default=DROPOUT, help="0 lets every loss agree, not the first alone")
+    parser.add_argument("--rate", type=float, default=RATE, help="learning rate")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=("ours", "torch"), help=argparse.SUPPRESS)
@@ -366,7 +367,7 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
         decayed = [p for name, p in trained.items() if p.ndim > 1]
         others = [p for name, p in trained.items() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.999), fused=fused)
+        return torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.999), fused=fused)
 
     def run(
         batches: Iterator[tuple[list[Example], np.ndarray]],
@@ -494,7 +495,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
             "train": {
                 "rows": 1,
                 "dropout": args.dropout > 0,
-                "optimizer": {"peak": RATE, "end": RATE, "warmup_steps": 0, "weight_decay": DECAY},
+                "optimizer": {"peak": args.rate, "end": args.rate, "warmup_steps": 0, "weight_decay": DECAY},
             },
         },
         "benchmark",
