@@ -54,7 +54,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024,
             "conv_dim": [128] * 7, "feat_extract_norm": "layer", "do_stable_layer_norm": True,
         },
-        "dtype": "float32", "remat": "none", "row_length": 512, "rows": 2, "accumulate": 4, "steps": 6,
+        "dtype": "float32", "remat": "none", "row_length": 512, "rows": 2, "accumulate": 4, "steps": 3,
     },
     "7b": {
         "language": {
@@ -84,7 +84,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
             "conv_dim": [16] * 7, "feat_extract_norm": "layer", "do_stable_layer_norm": True,
         },
-        "dtype": "float32", "remat": "none", "row_length": 512, "rows": 2, "accumulate": 2, "steps": 3,
+        "dtype": "float32", "remat": "none", "row_length": 512, "rows": 2, "accumulate": 2, "steps": 4,
     },
 }  # fmt: skip
 MODE = "multiface_audio_face_text"
@@ -266,7 +266,7 @@ def work(examples: Sequence[Example]) -> np.ndarray:
 
 def natural_steps(steps: int) -> int:
     """Its steps are larger."""
-    return max(2, steps // 3)
+    return max(1, steps // 3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -450,8 +450,8 @@ def _endless(order: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def warmup(device: str) -> int:
-    """Steps after the first that do not count; of a GPU more, for programs of other lengths to be compiled."""
-    return 1 if device == "cpu" else 8
+    """Steps after the first that do not count; on a GPU some, for programs of other lengths to be compiled."""
+    return 0 if device == "cpu" else 8
 
 
 # ---------------------------------------------------------------------------------------------------------------------
