@@ -62,11 +62,10 @@ def main() -> None:
 
 def compare(args: argparse.Namespace, folder: Path) -> None:
     """Run both sides in turn and print them."""
-    words = [word for word in sys.argv[1:] if not word.startswith("--json")]
     found: dict[str, list[Any]] = {"torch": [], "ours": []}
     for _ in range(args.runs):
         for side, results in found.items():
-            command = [sys.executable, __file__, *words, "--side", side, "--folder", str(folder)]
+            command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", str(folder)]
             ran = subprocess.run(command, capture_output=True, text=True, check=False)
             if ran.returncode:
                 sys.exit(f"{side} failed:\n{ran.stderr[-3000:]}")

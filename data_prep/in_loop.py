@@ -6,19 +6,23 @@ a run on shards sees.
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.clips import MediaReader
 from affectgpt_jax.data.pipeline import MediaInLoop
-from affectgpt_jax.data.shard_schema import FEATURE_DTYPE, parse_stream
+from affectgpt_jax.data.shard_schema import FEATURE_DTYPE, Stream, parse_stream
 from affectgpt_jax.data.shards import open_corpus
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.encoders import Encoders
 from affectgpt_jax.inference.runs import model_streams
 from data_prep.corpora import read_corpus
 from data_prep.faces import face_crops
+
+ENCODED = 128
+"""Pictures, or clips of sound, that an encoder takes at a time at most."""
 
 
 def media_in_loop(config: RunConfig) -> MediaInLoop:
@@ -39,13 +43,19 @@ def media_in_loop(config: RunConfig) -> MediaInLoop:
             f"{config.prepare.corpus} lacks {len(lost)} samples of {config.data.shards}, for example {lost[0]}; "
             "prepare the shards again, or name the corpus they were made from"
         )
-    encoders = Encoders(config.weights.vision, config.weights.audio)
     streams = {name: parse_stream(stream) for name, stream in model_streams(config).items()}
+    encoders = Encoders(config.weights.vision, config.weights.audio, batch=min(_most(config, streams), ENCODED))
     size = encoders.image_size if set(streams) - {"audio"} else 0
     faces = face_crops(config.prepare.faces, config.prepare.detector)
     read = MediaReader(tuple(files[name] for name in names), size, faces.media)
     shapes = {name: read.shape(stream) for name, stream in streams.items()}
     return MediaInLoop(read, shapes, lambda batch: encode_batch(encoders, batch))
+
+
+def _most(config: RunConfig, streams: Mapping[str, Stream]) -> int:
+    """Pictures, or clips of sound, of this process's part of a step at most; an encoder's batch is filled up."""
+    samples = config.train.rows * config.train.accumulate * config.data.row_samples // jax.process_count()
+    return samples * max((stream.count for stream in streams.values()), default=1)
 
 
 def encode_batch(encoders: Encoders, batch: Batch) -> Batch:

@@ -1,0 +1,607 @@
+"""Samples trained on a second: the training step against the same computation in torch.
+
+  python benchmarks/train_step.py
+
+Every part has random weights, the same on both sides; each side is a process of its own, and they take turns. Prompts
+of 108 tokens, half of the targets labels of about 12 tokens, half descriptions of about 170 (an assumption: the
+lengths of MER-Caption+'s descriptions are not public), 8 crops of 224 x 224 pixels and 8 clips of 2 s a sample, held
+in memory. Needs the extra [torch].
+
+  in the loop  the same batch of three on both sides, padded to its longest, CLIP with its image processor and HuBERT
+               at every step. torch as the authors have it: transformers and PEFT, eager attention, logits at every
+               position, AdamW; on a GPU fp16 under autocast with a gradient scaler. Losses must agree in float32.
+  cached       the same with the encoders' features at hand.
+  natural      features at hand. Ours in packed rows; torch with sdpa, sixteen samples a batch, bf16 and fused AdamW on
+               a GPU, and torch.compile (`--compile`: by default on a GPU).
+
+Warming up does not count; the first step, with what it compiles, is shown apart.
+
+  python benchmarks/train_step.py --shape 7b      # on a GPU
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from affectgpt_jax.data.batch import Batch
+from affectgpt_jax.data.examples import BatchShape, Example, Sample, collate_rows, reference_batch
+from affectgpt_jax.data.plan import Limits, Plan, Row
+from affectgpt_jax.data.preprocess import SAMPLE_RATE, clip_pixels, normalise_audio
+from affectgpt_jax.data.prompts import layout_size, soft_layout
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "60m": {
+        "language": {
+            "vocab_size": 32000, "hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8,
+            "num_key_value_heads": 2, "intermediate_size": 2048, "tie_word_embeddings": True,
+        },
+        "vision": {
+            "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536,
+            "patch_size": 32, "projection_dim": 384,
+        },
+        "audio": {
+            "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024,
+            "conv_dim": [128] * 7, "feat_extract_norm": "layer", "do_stable_layer_norm": True,
+        },
+        "dtype": "float32", "remat": "none", "row_length": 512, "rows": 2, "accumulate": 4, "steps": 2,
+    },
+    "7b": {
+        "language": {
+            "vocab_size": 152064, "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
+            "num_key_value_heads": 4, "intermediate_size": 18944, "tie_word_embeddings": False,
+        },
+        "vision": {
+            "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+            "patch_size": 14, "projection_dim": 768,
+        },
+        "audio": {
+            "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+            "feat_extract_norm": "layer", "do_stable_layer_norm": True,
+        },
+        "dtype": "bfloat16", "remat": "names", "row_length": 2048, "rows": 4, "accumulate": 1, "steps": 60,
+    },
+    "tiny": {
+        "language": {
+            "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "intermediate_size": 96, "tie_word_embeddings": True,
+        },
+        "vision": {
+            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
+            "patch_size": 56, "projection_dim": 24,
+        },
+        "audio": {
+            "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
+            "conv_dim": [16] * 7, "feat_extract_norm": "layer", "do_stable_layer_norm": True,
+        },
+        "dtype": "float32", "remat": "none", "row_length": 512, "rows": 2, "accumulate": 2, "steps": 4,
+    },
+}  # fmt: skip
+MODE = "multiface_audio_face_text"
+PROMPT, LABELS, DESCRIPTION, LONGEST = 108, (10, 15), (170.0, 50.0), 380
+"""Tokens of a prompt; of a target the range of labels, mean and standard deviation of descriptions, the most."""
+PAD = 0
+SAME, EASY = 3, 16
+"""Samples of a batch: of the authors', of torch's best."""
+FRAMES, SIZE, SECONDS = 8, 224, 2
+MEDIA, POOL = 6, 1024
+"""Samples with media, which come again and again; samples with features."""
+RANK, ALPHA, DROPOUT, RATE, DECAY = 16, 32, 0.05, 1e-5, 0.05
+SEED = 0
+AGREEMENT, FEATURES = 1e-4, 1e-3
+"""Largest differences in float32: of the first losses, and of features, which ours rounds to the shards' float16."""
+MODES = ("in the loop", "cached", "natural")
+
+
+def main() -> None:
+    """Compare, or be one side."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="60m")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32 also keeps torch from autocast")
+    parser.add_argument("--steps", type=int, help="timed steps of three samples; of the natural way a third as many")
+    parser.add_argument("--rows", type=int, help="rows of our natural way's microbatch")
+    parser.add_argument("--row-length", type=int, help="tokens of such a row")
+    parser.add_argument("--accumulate", type=int, help="microbatches of its step")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile in its natural way")
+    parser.add_argument("--dropout", type=float, default=DROPOUT, help="0 lets every loss agree, not the first alone")
+    parser.add_argument("--rate", type=float, default=RATE, help="learning rate")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--side", choices=("ours", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    for key in ("dtype", "steps", "rows", "row_length", "accumulate"):
+        if getattr(args, key) is None:
+            setattr(args, key, SHAPES[args.shape][key])
+    if args.side:
+        print(json.dumps({"ours": ours, "torch": theirs}[args.side](args)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        compare(args, Path(folder))
+
+
+def compare(args: argparse.Namespace, folder: Path) -> None:
+    """Run both sides in turn and print them."""
+    found: dict[str, list[Any]] = {"torch": [], "ours": []}
+    for _ in range(args.runs):
+        for side, results in found.items():
+            command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", str(folder)]
+            ran = subprocess.run(command, capture_output=True, text=True, check=False)
+            if ran.returncode:
+                sys.exit(f"{side} failed:\n{ran.stderr[-3000:]}")
+            results.append(json.loads(ran.stdout.splitlines()[-1]))
+    show(args, found)
+    if args.json is not None:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def show(args: argparse.Namespace, found: dict[str, list[Any]]) -> None:
+    """Print the setting, a row for each side of each mode, the ratios, and whether the first losses agree."""
+    ours, torch = found["ours"][0], found["torch"][0]
+    samples, tokens, targets, _ = ours["natural"]["work"]
+    print(
+        f"{args.shape}: decoder {_millions(ours['decoder'])}, CLIP {_millions(torch['vision'])}, HuBERT "
+        f"{_millions(torch['audio'])}, trained {_millions(ours['trained'])}; {args.dtype}, {ours['device']}, "
+        f"{os.cpu_count()} cores, {args.runs} runs in turn\n"
+        f"batch of {SAME}: {torch['cached']['work'][1] / torch['cached']['work'][0]:.0f} tokens a sample, padded to "
+        f"{torch['padded']}; natural: {tokens / samples:.0f} tokens a sample, {targets / samples:.0f} of them targets; "
+        f"ours {args.accumulate} x {args.rows} rows of {args.row_length} a step, {ours['filled']:.0%} filled; torch "
+        f"{EASY} samples, {torch['settings']}"
+    )
+
+    def rates(side: str, mode: str) -> list[float]:
+        return [result[mode]["work"][0] / result[mode]["seconds"] for result in found[side]]
+
+    print(f"\n{'':<22}{'samples/s':>10}{'spread':>20}{'tokens/s':>10}{'mfu_lora':>10}{'first step':>12}")
+    for mode in MODES:
+        for side in ("torch", "ours"):
+            values = sorted(rates(side, mode))
+            middle = statistics.median(values)
+            samples, *rest = found[side][0][mode]["work"]
+            speed = sum(each * number for each, number in zip(ours["flops"], rest, strict=True)) / samples * middle
+            spread = f"{values[0]:.3f} - {values[-1]:.3f}"
+            mfu = "-" if ours["peak"] is None else f"{speed / ours['peak']:.1%}"
+            first = statistics.median(result[mode]["first"] for result in found[side])
+            print(
+                f"{mode + ', ' + side:<22}{middle:>10.3f}{spread:>20}{middle * rest[0] / samples:>10.0f}{mfu:>10}"
+                f"{first:>10.1f} s"
+            )
+    print()
+    for mine, other in (*((mode, mode) for mode in MODES), ("natural", "in the loop")):
+        values = sorted(a / b for a, b in zip(rates("ours", mine), rates("torch", other), strict=True))
+        print(
+            f"ours, {mine}, against torch, {other}: {statistics.median(values):.2f}x ({values[0]:.2f} - "
+            f"{values[-1]:.2f})"
+        )
+    off = [_off(*pair) for pair in zip(torch["features"], ours["features"], strict=True)]
+    print(f"features of the first crop and clip of sound: off by {off[0]:.1e}, {off[1]:.1e} of the largest")
+    agree = max(off) <= FEATURES
+    for mode in ("in the loop", "cached"):
+        losses, norms = ([side[mode][key] for side in (torch, ours)] for key in ("losses", "norm"))
+        agree &= abs(losses[1][0] / losses[0][0] - 1) <= AGREEMENT
+        print(
+            f"{mode}, torch and ours: first loss {losses[0][0]:.6f}, {losses[1][0]:.6f}; gradient norm {norms[0]:.5f}, "
+            f"{norms[1]:.5f}; last loss {losses[0][-1]:.6f}, {losses[1][-1]:.6f}"
+        )
+    print(f"the same computation: {'yes' if agree else 'no' if args.dtype == 'float32' else 'to half precision'}")
+    if args.dtype == "float32" and not agree:
+        sys.exit(f"features differ by more than {FEATURES:g} or first losses by more than {AGREEMENT:g}")
+
+
+def _off(theirs: list[float], ours: list[float]) -> float:
+    return float(np.max(np.abs(np.subtract(theirs, ours))) / np.max(np.abs(theirs)))
+
+
+def _millions(size: int) -> str:
+    return f"{size / 1e6:.2f}M" if size < 1e7 else f"{size / 1e6:.0f}M"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What both sides train on
+
+
+def target_lengths(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Tokens of targets, their "###" and end included: labels and descriptions by turns."""
+    described = np.clip(rng.normal(*DESCRIPTION, size), 40, LONGEST).astype(int)
+    return np.where(np.arange(size) % 2 == 0, rng.integers(*LABELS, size), described)[rng.permutation(size)]
+
+
+def example(rng: np.random.Generator, targets: int, vocabulary: int) -> Example:
+    """Random words; the soft tokens stand where a prompt has them, among its first words."""
+    tokens = rng.integers(PAD + 1, vocabulary, PROMPT + targets).astype(np.int32)
+    soft_index = np.zeros(len(tokens), np.int32)
+    slots = [slot for slots in soft_layout(MODE).values() for slot in slots]
+    soft_index[np.arange(1, len(slots) + 1) * 16] = slots
+    return Example(tokens, soft_index, np.arange(PROMPT - 1, len(tokens) - 1, dtype=np.int32), tokens[PROMPT:])
+
+
+def same_batches(vocabulary: int) -> Iterator[tuple[list[Example], np.ndarray]]:
+    """Batches of three and the numbers of their media, without end.
+
+    All have the lengths of one: of 101 that were drawn, the one with the median longest.
+    """
+    rng = np.random.default_rng(SEED)
+    drawn = target_lengths(rng, 101 * SAME + 1)[:-1].reshape(-1, SAME)
+    lengths = drawn[np.argsort(drawn.max(axis=1), kind="stable")[len(drawn) // 2]]
+    for number in count():
+        yield [example(rng, int(n), vocabulary) for n in lengths], (number * SAME + np.arange(SAME)) % MEDIA
+
+
+def pool(vocabulary: int) -> list[Example]:
+    """Samples of the natural way."""
+    rng = np.random.default_rng([SEED, 1])
+    return [example(rng, int(n), vocabulary) for n in target_lengths(rng, POOL)]
+
+
+def media() -> tuple[np.ndarray, np.ndarray]:
+    """Crops, uint8 [n, 8, 224, 224, 3], and clips of sound, float32 [n, 8, 32000]."""
+    rng = np.random.default_rng([SEED, 2])
+    faces = rng.integers(0, 256, (MEDIA, FRAMES, SIZE, SIZE, 3), np.uint8)
+    return faces, rng.standard_normal((MEDIA, FRAMES, SECONDS * SAMPLE_RATE), np.float32)
+
+
+def features(shape: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What encoders gave, in the shards' type."""
+    rng = np.random.default_rng([SEED, 3])
+    widths = {"face": shape["vision"]["projection_dim"], "audio": shape["audio"]["hidden_size"]}
+    return {name: rng.standard_normal((POOL, FRAMES, n), np.float32).astype(np.float16) for name, n in widths.items()}
+
+
+def work(examples: Sequence[Example]) -> np.ndarray:
+    """Samples, tokens, targets, and pairs of query and key."""
+    lengths = np.array([len(one.tokens) for one in examples])
+    targets = sum(len(one.target_ids) for one in examples)
+    return np.array([len(examples), lengths.sum(), targets, (lengths * (lengths + 1) // 2).sum()])
+
+
+def natural_steps(steps: int) -> int:
+    """Its steps are larger."""
+    return max(1, steps // 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# torch
+
+
+def theirs(args: argparse.Namespace) -> dict[str, Any]:
+    """transformers and PEFT; writes the weights that the other side reads."""
+    import peft
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+    from torch import nn
+
+    shape = SHAPES[args.shape]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    half = args.dtype != "float32"
+    compiled = device == "cuda" if args.compile is None else args.compile
+    vocabulary = shape["language"]["vocab_size"]
+
+    class AffectGPT(nn.Module):
+        """Fusion by attention, soft tokens among the words, a language model; named as in the authors' checkpoints."""
+
+        def __init__(self, language: Any, vision: int, audio: int) -> None:
+            super().__init__()
+            shared, width = max(vision, audio), language.config.hidden_size
+            linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+            lora = peft.LoraConfig(
+                r=RANK, lora_alpha=ALPHA, lora_dropout=args.dropout, target_modules=linears, task_type="CAUSAL_LM"
+            )
+            self.llama_model = peft.get_peft_model(language, lora)
+            self.video_attention_mlp, self.affectgpt_proj = nn.Linear(vision, 1), nn.Linear(vision, width)
+            self.audio_attention_mlp, self.audio_llama_proj = nn.Linear(audio, 1), nn.Linear(audio, width)
+            self.multi_video_embs, self.multi_audio_embs = nn.Linear(vision, shared), nn.Linear(audio, shared)
+            self.attention_mlp, self.fc_att = nn.Linear(2 * shared, shared), nn.Linear(shared, 2)
+            self.multi_llama_proj = nn.Linear(shared, width)
+            self.image_llama_proj = nn.Linear(vision, width)  # of another input mode
+
+        def forward(self, ids: Any, labels: Any, mask: Any, places: Any, face: Any, audio: Any) -> Any:
+            v, a = self.multi_video_embs(face.mean(1)), self.multi_audio_embs(audio.mean(1))
+            weights = self.fc_att(self.attention_mlp(torch.cat([v, a], -1)))
+            soft = {
+                "multi": self.multi_llama_proj((weights[..., None] * torch.stack([v, a], 1)).sum(1)),
+                "audio": self.audio_llama_proj((self.audio_attention_mlp(audio) * audio).sum(1)),
+                "face": self.affectgpt_proj((self.video_attention_mlp(face) * face).sum(1)),
+            }
+            embeds = self.llama_model.get_input_embeddings()(ids)
+            placed = torch.stack([soft[name] for name in soft_layout(MODE)], 1).to(embeds.dtype)
+            embeds = embeds.index_put((torch.arange(len(ids), device=ids.device)[:, None], places), placed)
+            return self.llama_model(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False).loss
+
+    torch.manual_seed(SEED)
+    with torch.device(device):
+        torch.set_default_dtype(torch.float16 if half else torch.float32)
+        config = transformers.Qwen2Config(**shape["language"])
+        language = transformers.Qwen2ForCausalLM._from_config(config, attn_implementation="eager")
+        torch.set_default_dtype(torch.float32)
+        vision = transformers.CLIPVisionModelWithProjection._from_config(
+            transformers.CLIPVisionConfig(**shape["vision"]), attn_implementation="eager"
+        )
+        audio = transformers.HubertModel._from_config(
+            transformers.HubertConfig(**shape["audio"]), attn_implementation="eager"
+        )
+        parts = {"language": language, "vision": vision.eval(), "audio": audio.eval()}
+        for name, part in parts.items():
+            if not (args.folder / name).exists():
+                part.save_pretrained(args.folder / name)
+            part.requires_grad_(False)
+        model = AffectGPT(language, shape["vision"]["projection_dim"], shape["audio"]["hidden_size"]).train()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not (args.folder / "trained.safetensors").exists():
+        save_file({name: p.detach().float().cpu() for name, p in trained.items()}, args.folder / "trained.safetensors")
+    processor = transformers.CLIPImageProcessorPil()
+    faces, sound = media()
+    stored = features(shape)
+
+    def on_device(x: np.ndarray) -> Any:
+        return torch.from_numpy(np.ascontiguousarray(x)).to(device)
+
+    encoded: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def encode(which: np.ndarray) -> list[Any]:
+        pixels = processor(list(faces[which].reshape(-1, SIZE, SIZE, 3)), return_tensors="pt")["pixel_values"]
+        seen = vision(pixel_values=pixels.to(device)).image_embeds
+        heard = on_device(np.concatenate([normalise_audio(sound[i]) for i in which]))
+        output = audio(heard, output_hidden_states=True)
+        # The authors' version of the library lists the model's output as the last state, this one what lies before it.
+        states = [*output.hidden_states[-4:-1], output.last_hidden_state]
+        found = [x.view(len(which), FRAMES, -1) for x in (seen, torch.stack(states).mean(0).mean(1))]
+        encoded.setdefault("first", [x[0, 0].tolist() for x in found])
+        return found
+
+    def cached(which: np.ndarray) -> list[Any]:
+        return [on_device(stored[name][which]).float() for name in ("face", "audio")]
+
+    def make_optimizer(fused: bool) -> Any:
+        decayed = [p for name, p in trained.items() if p.ndim > 1]
+        others = [p for name, p in trained.items() if p.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.999), fused=fused)
+
+    def run(
+        batches: Iterator[tuple[list[Example], np.ndarray]],
+        read: Callable[[np.ndarray], list[Any]],
+        steps: int,
+        dtype: Any,
+        optimizer: Any,
+    ) -> dict[str, Any]:
+        scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+        losses: list[Any] = []
+
+        def step(examples: list[Example], which: np.ndarray, norm: bool = False) -> float:
+            host = reference_batch(examples, PAD)
+            # Where the soft tokens stand, in the order of their slots.
+            index = np.stack(
+                [np.nonzero(x.soft_index)[0][np.argsort(x.soft_index[x.soft_index > 0])] for x in examples]
+            )
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                inputs = [on_device(x) for x in (*host, index)]
+                loss = model(*inputs, *read(which))
+            scaler.scale(loss).backward()
+            found = 0.0
+            if norm:
+                scaler.unscale_(optimizer)
+                found = float(nn.utils.get_total_norm([p.grad for p in trained.values() if p.grad is not None]))
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.detach())
+            return found
+
+        def finish() -> None:
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        started = time.perf_counter()
+        norm = step(*next(batches), norm=True)
+        finish()
+        first = time.perf_counter() - started
+        for batch in islice(batches, warmup(device)):
+            step(*batch)
+        finish()
+        done = np.zeros(4, np.int64)
+        started = time.perf_counter()
+        for batch in islice(batches, steps):
+            step(*batch)
+            done += work(batch[0])
+        finish()
+        seconds = time.perf_counter() - started
+        losses = [float(x) for x in losses]
+        return {"seconds": seconds, "work": done.tolist(), "first": first, "norm": norm, "losses": losses}
+
+    reference = torch.float16 if half else torch.float32
+    optimizer = make_optimizer(fused=False)
+    results = {
+        "in the loop": run(same_batches(vocabulary), encode, args.steps, reference, optimizer),
+        "cached": run(same_batches(vocabulary), cached, args.steps, reference, optimizer),
+    }
+    best = torch.bfloat16 if half else torch.float32
+    language.set_attn_implementation("sdpa")
+    for p in model.parameters():
+        if not p.requires_grad:
+            p.data = p.data.to(best)
+    if compiled:
+        model.compile()
+    examples = pool(vocabulary)
+    order = np.random.default_rng([SEED, 4]).permutation(POOL)
+    easy = (([examples[i] for i in part], part) for part in _endless(order))
+    if not compiled:  # what is not compiled is warm: a small batch is enough for the first
+        easy = chain(islice(same_batches(vocabulary), 1), easy)
+    fused = make_optimizer(fused=device == "cuda")
+    results["natural"] = run(easy, cached, natural_steps(args.steps), best, fused)
+    settings = f"sdpa{', bf16, fused AdamW' if half else ''}{', torch.compile' if compiled else ', not compiled'}"
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if name != "language"}
+    longest = max(len(one.tokens) for one in next(same_batches(vocabulary))[0])
+    return {**results, **sizes, "settings": settings, "padded": longest, "features": encoded["first"]}
+
+
+def _endless(order: np.ndarray) -> Iterator[np.ndarray]:
+    for number in count():
+        yield np.take(order, np.arange(number * EASY, (number + 1) * EASY), mode="wrap")
+
+
+def warmup(device: str) -> int:
+    """Steps after the first that do not count; on a GPU some, for programs of other lengths to be compiled."""
+    return 0 if device == "cpu" else 8
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ours
+
+
+def ours(args: argparse.Namespace) -> dict[str, Any]:
+    """The step as `affectgpt train` takes it, with the weights that the other side wrote."""
+    import jax
+
+    from affectgpt_jax.config import build_config
+    from affectgpt_jax.config.networks import DecoderConfig
+    from affectgpt_jax.data.pipeline import training_batches
+    from affectgpt_jax.inference.encoders import Encoders
+    from affectgpt_jax.models.affectgpt import AffectGPT
+    from affectgpt_jax.prefetch import prefetch
+    from affectgpt_jax.sharding import put_batch
+    from affectgpt_jax.training.chips import find_chip
+    from affectgpt_jax.training.flops import batch_work, decoder_work
+    from affectgpt_jax.training.setup import set_up
+    from affectgpt_jax.weights.files import part_config, read_file
+    from affectgpt_jax.weights.initial import in_base, parameter_shapes
+    from affectgpt_jax.weights.networks import TRAINED
+    from affectgpt_jax.weights.table import nest, paths, read_tree
+    from data_prep.in_loop import encode_batch
+
+    shape = SHAPES[args.shape]
+    folders = {name: str(args.folder / name) for name in ("language", "vision", "audio")}
+    decoder = DecoderConfig.from_hf(part_config(folders["language"], "language"))
+    sizes = {key: value for key, value in decoder.model_dump().items() if key not in ("lora", "dtype", "remat")}
+    lora = {"rank": RANK, "alpha": ALPHA, "dropout": args.dropout}
+    config = build_config(
+        {
+            "weights": folders,
+            "model": {
+                "mode": MODE,
+                "vision_width": shape["vision"]["projection_dim"],
+                "audio_width": shape["audio"]["hidden_size"],
+                "decoder": {**sizes, "lora": lora, "dtype": args.dtype, "remat": shape["remat"]},
+            },
+            "train": {
+                "rows": 1,
+                "dropout": args.dropout > 0,
+                "optimizer": {"peak": args.rate, "end": args.rate, "warmup_steps": 0, "weight_decay": DECAY},
+            },
+        },
+        "benchmark",
+    )
+    shapes = paths(parameter_shapes(AffectGPT(config.model)))
+    own = nest({path: x for path, x in shapes.items() if not in_base(config, path)})
+    file = args.folder / "trained.safetensors"
+    given = paths(read_tree(TRAINED, own, read_file(file), str(file)))
+    setup = set_up(config, given)
+    state = setup.state
+    encoders = Encoders(folders["vision"], folders["audio"], batch=SAME * FRAMES)
+    faces, sound = media()
+    stored = features(shape)
+    soft = layout_size(soft_layout(MODE))
+
+    def same(encoded: bool) -> Iterator[Batch]:
+        """Batches of three; of media, pixels and sound are made ready where `data.source=media` does it."""
+        for examples, which in same_batches(decoder.vocab):
+            rows = []
+            for one, i in zip(examples, which, strict=True):
+                inputs = {name: x[i] for name, x in stored.items()}
+                if not encoded:
+                    inputs = {"face": clip_pixels(faces[i]), "audio": normalise_audio(sound[i])}
+                rows.append([Sample(one, inputs)])
+            length = max(len(one.tokens) for one in examples)
+            targets = max(len(one.target_ids) for one in examples)
+            streams: Any = {name: x.shape for name, x in rows[0][0].features.items()}
+            kind = np.float16 if encoded else np.float32
+            host = collate_rows(rows, BatchShape(SAME, length, targets, 1, soft, streams, kind))
+            yield jax.tree.map(lambda x: x[None], host)
+
+    examples = pool(decoder.vocab)
+    row_targets = max(args.row_length // 2, LONGEST)
+    plan = Plan(
+        tokens=np.array([[len(one.tokens) for one in examples]]),
+        targets=np.array([[len(one.target_ids) for one in examples]]),
+        limits=Limits(args.row_length, row_targets, config.data.row_samples),
+        step_rows=args.rows * args.accumulate,
+        seed=SEED,
+        weights=(1.0,),
+        rounds=args.accumulate,
+    )
+
+    def load(rows: Sequence[Row]) -> list[list[Sample]]:
+        one = lambda ask: Sample(  # noqa: E731
+            examples[ask.sample], {name: x[ask.sample] for name, x in stored.items()}, ask.weight
+        )
+        return [[one(ask) for ask in row.asks] for row in rows]
+
+    def packed() -> Iterator[Batch]:
+        streams: Any = {name: x.shape[1:] for name, x in stored.items()}
+        rows = BatchShape(args.rows, args.row_length, row_targets, config.data.row_samples, soft, streams, np.float16)
+        loader: Any = load
+        return training_batches(plan, loader, rows, start=0, steps=10**6, threads=config.data.threads)
+
+    found: dict[str, Any] = {}
+
+    def run(batches: Iterator[Batch], steps: int, encode: bool = False) -> dict[str, Any]:
+        def ready(host: Batch) -> tuple[Any, Batch]:
+            if encode:
+                host = jax.tree.map(lambda x: x[None], encode_batch(encoders, jax.tree.map(lambda x: x[0], host)))
+                found.setdefault("first", [host.features[name][0, 0, 0, 0].tolist() for name in ("face", "audio")])
+            return batch_work(host), put_batch(setup.mesh, host)
+
+        def take(number: int) -> tuple[np.ndarray, list[Any]]:
+            nonlocal state
+            done, taken = np.zeros(4, np.int64), []
+            # What is made ready ahead is made within the call: it begins and ends with nothing at hand.
+            with prefetch(islice(batches, number), ready) as placed:
+                for counted, batch in placed:
+                    state, metrics = setup.step(state, setup.frozen, batch)
+                    done += np.array(counted)
+                    taken.append(metrics)
+            return done, jax.device_get(taken)
+
+        started = time.perf_counter()
+        begin = take(1)[1]
+        first = time.perf_counter() - started
+        begin += take(warmup(jax.default_backend()))[1]
+        started = time.perf_counter()
+        done, metrics = take(steps)
+        seconds = time.perf_counter() - started
+        losses = [float(x.loss) for x in (*begin, *metrics)]
+        norm = float(begin[0].gradient_norm)
+        return {"seconds": seconds, "work": done.tolist(), "first": first, "norm": norm, "losses": losses}
+
+    results = {
+        "in the loop": run(same(encoded=False), args.steps, encode=True),
+        "cached": run(same(encoded=True), args.steps),
+        "natural": run(packed(), natural_steps(args.steps)),
+    }
+    chip = find_chip(jax.devices()[0].device_kind)
+    places = natural_steps(args.steps) * plan.step_rows * args.row_length
+    return {
+        **results,
+        "decoder": sum(x.size for path, x in shapes.items() if in_base(config, path)),
+        "trained": sum(x.size for x in jax.tree.leaves(state.params)),
+        "device": jax.devices()[0].device_kind,
+        "flops": list(decoder_work(config.model.decoder, state.params, setup.frozen)),
+        "peak": None if chip is None else chip.flops,
+        "filled": results["natural"]["work"][1] / places,
+        "features": found["first"],
+    }
+
+
+if __name__ == "__main__":
+    main()
