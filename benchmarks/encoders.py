@@ -99,7 +99,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
                 sys.exit(f"{side} failed:\n{ran.stderr[-3000:]}")
             results.append(json.loads(ran.stdout.splitlines()[-1]))
     first = {side: results[0] for side, results in found.items()}
-    sizes = ", ".join(f"{name} {first['ours']['parameters'][name] / 1e6:.1f}M" for name in TOWERS)
+    sizes = ", ".join(f"{name} {first['torch']['parameters'][name] / 1e6:.1f}M" for name in TOWERS)
     print(
         f"{args.shape}: {sizes} parameters, {args.samples} samples of {EACH}, batches of "
         f"{args.batch}, {first['ours']['device']}, {os.cpu_count()} cores, {args.runs} runs in turn"
@@ -160,6 +160,7 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
     }
     rates: dict[str, dict[str, float]] = {}
     features: dict[str, list[list[float]]] = {}
+    parameters: dict[str, int] = {}
     for name, (kind, config) in kinds.items():
         if not (args.folder / name).exists():
             kind._from_config(config(**SHAPES[args.shape][name])).save_pretrained(args.folder / name)
@@ -199,7 +200,8 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
             "batches": rate(batches, count),
         }
         features[name] = sample(0).tolist()
-    return {"rates": rates, "features": features}
+        parameters[name] = sum(p.numel() for p in eager.parameters())
+    return {"rates": rates, "features": features, "parameters": parameters}
 
 
 def ours(args: argparse.Namespace) -> dict[str, Any]:
@@ -220,12 +222,9 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         },
     }
     count = args.samples * EACH
-    towers = {"vision": encoders._tower("vision"), "audio": encoders._tower("audio")}
-    leaves = {name: jax.tree.leaves(tower.params) for name, tower in towers.items()}
     return {
         "rates": {name: {how: rate(encode, count) for how, encode in ways.items()} for name, ways in work.items()},
         "features": {"vision": encoders.vision(flat)[:EACH].tolist(), "audio": encoders.audio(normal)[0].tolist()},
-        "parameters": {name: sum(x.size for x in found) for name, found in leaves.items()},
         "device": jax.devices()[0].device_kind,
     }
 
