@@ -196,7 +196,8 @@ for _ in range(4):
     state, metrics = setup.step(state, setup.frozen, batch)
     jax.block_until_ready((state, metrics))
     most.append(held + memory("VmHWM") - before)
-print(json.dumps(most[1:]))  # the first step compiles
+# The first step compiles; and of a step whose memory the one before has not given back yet, too little is seen.
+print(max(most[1:]))
 """
 
 
@@ -219,6 +220,5 @@ def test_planned_bytes_are_those_that_a_run_allocates() -> None:
         command, input=words, capture_output=True, text=True, timeout=300, check=False, env=environment
     )
     assert ran.returncode == 0, ran.stderr
-    allocated = json.loads(ran.stdout.splitlines()[-1])
     assert planned > 50e6
-    assert all(abs(bytes_ - planned) < 0.1 * planned for bytes_ in allocated), (planned, allocated)
+    assert int(ran.stdout.splitlines()[-1]) == pytest.approx(planned, rel=0.1)
