@@ -138,6 +138,8 @@ def vision_flops(config: VisionConfig) -> float:
 def audio_flops(config: HubertConfig, samples: int) -> float:
     """FLOPs of one clip of sound through HuBERT (`models.hubert`): front end, projection, positions, layers.
 
+    Padding of the positional convolution is counted as sound.
+
     Args:
       config: the tower's sizes.
       samples: of the clip, 32,000 for two seconds.
