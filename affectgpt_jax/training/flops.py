@@ -1,6 +1,6 @@
 """Closed forms of floating-point work from sizes and lengths, and the peak it is held against.
 
-One multiply and one add count as two. Products alone are counted: norms, activations and softmax are below 1 % at the
+One multiply and one add count as two. Products alone are counted: norms, activations and softmax are 1 % or less at the
 published sizes. Work done again by remat, padding and empty rows does not count. The count of a decoder's layers is the
 usual one (Kaplan et al. 2020, section 2.1: 2 FLOPs a parameter and token forward), without the gradient of what is
 frozen; docs/performance.md writes it out.
