@@ -15,7 +15,7 @@ Bytes, FLOPs and seconds are of one device unless it says otherwise.
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,8 @@ from affectgpt_jax.planning.job import Job
 from affectgpt_jax.planning.layout import abstract_batch, abstract_prompts, answer_rows, lay_out, prompt_bucket
 from affectgpt_jax.planning.topology import GPUS_A_HOST, Topology
 from affectgpt_jax.sharding import batch_shards, device_bytes
-from affectgpt_jax.training.flops import Work, decoder_work
+from affectgpt_jax.training.chips import Chip
+from affectgpt_jax.training.flops import Work, decoder_work, forward_work
 from affectgpt_jax.training.setup import Design
 from affectgpt_jax.weights.table import paths
 
@@ -171,7 +172,7 @@ def _training(job: Job, plan: Design) -> Estimate:
         scores = rows * c.heads / tensor * data.row_length**2 * (8.0 + dtype.itemsize)
     elif kernel == "cudnn":  # the mask as a bias
         scores = rows * data.row_length**2 * dtype.itemsize
-    logits = 3.0 * rows * chunk * c.vocab / tensor * 4
+    logits = 3 * logits_bytes(c, rows * chunk) / tensor
     busy = max(transient + scores + 2 * weights.copied, logits)
     arguments = device_bytes((plan.state, plan.frozen, abstract_batch(job, plan.mesh)))
     # Besides: gradients of a round and their sum.
@@ -182,18 +183,14 @@ def _training(job: Job, plan: Design) -> Estimate:
     samples = step_rows * job.row_samples
     length = job.load.tokens
     useful = form.flops(
-        Work(
-            samples=round(samples),
-            tokens=round(samples * length),
-            targets=round(samples * job.load.targets),
-            pairs=round(samples * length * (length + 1) / 2),
-        )
+        Work(samples, samples * length, samples * job.load.targets, samples * length * (length + 1) / 2)
     )
     places, targets = step_rows * data.row_length, step_rows * -(-data.row_targets // chunk) * chunk
-    pairs = round(step_rows * data.row_length**2 * (1.0 if kernel == "xla" else 0.5))
+    pairs = step_rows * data.row_length**2 * (1.0 if kernel == "xla" else 0.5)
     # Padding is computed as words are, and the head's product is made again in the backward pass.
-    flops = form.flops(Work(0, places, targets, pairs)) + 2.0 * c.width * c.vocab * targets
-    forward, attention = form.per_token / 2 * places, form.per_pair / 3 * pairs
+    again = forward_work(c, plan.params)
+    flops = form.flops(Work(0, places, targets, pairs)) + again.per_target * targets
+    forward, attention = again.per_token * places, again.per_pair * pairs
     flops += {"none": 0.0, "names": attention, "full": forward + attention}[c.remat]
     passes = 3 if c.remat == "full" else 2
     spent = Spent(
@@ -223,6 +220,52 @@ def saved_bytes(c: DecoderConfig, tensor: int) -> float:
     return (names + (3 * c.mlp_width + inner) / tensor + 6 * c.width) * width
 
 
+def logits_bytes(c: DecoderConfig, places: float) -> float:
+    """Bytes of the logits of so many places, float32."""
+    return 4.0 * c.vocab * places
+
+
+def cache_bytes(c: DecoderConfig) -> float:
+    """Bytes of one token's keys and values in all layers; int8 ones have a float32 scale a head."""
+    head = c.head_dim + 4 if c.cache == "int8" else c.head_dim * jnp.dtype(c.dtype).itemsize
+    return 2.0 * c.layers * c.kv_heads * head
+
+
+def read_bytes(c: DecoderConfig, params: Any) -> float:
+    """Bytes of the weights that writing one token reads: layers, final norm and head as they are held.
+
+    Of an embedding that is no head a token reads one row, which is left out.
+
+    Args:
+      c: the decoder.
+      params: all parameters, arrays or shapes.
+    """
+    head = "decoder/tokens/" if c.tied_head else "decoder/head/"
+    read = ("decoder/layers/", "decoder/final_norm/", head)
+    return sum(
+        float(math.prod(leaf.shape)) * leaf.dtype.itemsize
+        for path, leaf in paths(params).items()
+        if path.startswith(read)
+    )
+
+
+def decode_floor(c: DecoderConfig, params: Any, chip: Chip, rows: int, places: float) -> Time:
+    """The least time in which one chip can write one token a row: weights and cache read once, at its data sheet.
+
+    rows / `Time.seconds` is a ceiling of tokens/s. Exchange is none.
+
+    Args:
+      c: the decoder.
+      params: all parameters, arrays or shapes, whole on the chip.
+      chip: what writes.
+      rows: at work at a time.
+      places: tokens of the cache that are read of each row: all that the cache has, for masked ones are read too.
+    """
+    flops = forward_work(c, params).flops(Work(rows, rows, rows, rows * places))
+    read = read_bytes(c, params) + rows * places * cache_bytes(c)
+    return Time(arithmetic=flops / chip.flops, memory=read / chip.bandwidth, exchange=0.0, tensor=0.0)
+
+
 def _answering(job: Job, plan: Design) -> Estimate:
     config, sizes, load = job.config, dict(plan.mesh.shape), job.load
     c, tensor = config.model.decoder, sizes["tensor"]
@@ -230,18 +273,17 @@ def _answering(job: Job, plan: Design) -> Estimate:
     batch, bucket, ring = answer_rows(job, sizes), prompt_bucket(job), config.evaluate.max_new
     rows = batch // batch_shards(sizes)
 
-    cache = 2.0 * rows * (bucket + ring) * c.kv_heads * c.head_dim * c.layers * dtype.itemsize / tensor
+    cache = rows * (bucket + ring) * cache_bytes(c) / tensor
     scores = rows * c.heads / tensor * bucket**2 * (4.0 + dtype.itemsize)
     busy = _transient(c, rows * bucket, tensor) + (scores if _kernel(job, bucket, tensor) == "xla" else 0.0)
-    logits = 2.0 * rows * c.vocab / tensor * 4
+    logits = 2 * logits_bytes(c, rows) / tensor
     # The loop writes a new ring beside the old one.
     working = cache + max(busy, cache * ring / (bucket + ring)) + logits + 2 * weights.copied + weights.head_copied
     memory = Memory(device_bytes((plan.params, abstract_prompts(job, plan.mesh))), working)
 
-    form = decoder_work(c, plan.state.params, plan.frozen)
-    token, target, pair = form.per_token / 2, form.per_target / 2, form.per_pair / 3
+    token, target, pair = forward = forward_work(c, plan.params)
     length = load.prompt + load.new
-    useful = batch * (token * length + target * load.new + pair * length * (length + 1) / 2)
+    useful = forward.flops(Work(batch, batch * length, batch * load.new, batch * length * (length + 1) / 2))
     read_once, gathers = weights.layers + weights.head, weights.gathered * _missing(sizes["fsdp"])
     residual = 2.0 * 2 * c.layers * rows * c.width * dtype.itemsize * _missing(tensor)
     devices = job.topology.devices

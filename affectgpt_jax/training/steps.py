@@ -15,7 +15,7 @@ from affectgpt_jax.config import RunConfig
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.training.data import RunData
-from affectgpt_jax.training.flops import Work, decoder_work, peak_flops
+from affectgpt_jax.training.flops import Work, decoder_work, mfu_lora, peak_flops
 from affectgpt_jax.training.optimizer import make_schedule
 from affectgpt_jax.training.setup import Setup
 from affectgpt_jax.training.state import TrainState
@@ -229,7 +229,7 @@ class Loop:
         found = {
             "samples_per_s": total.samples / seconds,
             "tokens_per_s": total.tokens / seconds,
-            "mfu_lora": self._work.flops(total) / seconds / self._peak,
+            "mfu_lora": mfu_lora(self._work, total, seconds, self._peak),
             "data_wait": self._waited / seconds,
             "goodput": self._goodput.share,
         }

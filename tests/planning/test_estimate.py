@@ -4,15 +4,32 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from affectgpt_jax.config import load_config
+from affectgpt_jax.config.networks import DecoderConfig, LoraConfig, ModelConfig
 from affectgpt_jax.errors import UserError
-from affectgpt_jax.planning.estimate import REACHED, _link, estimate, saved_bytes
+from affectgpt_jax.inference.engine import Settings, programs
+from affectgpt_jax.models.affectgpt import AffectGPT
+from affectgpt_jax.models.decoder import Decoder, empty_cache
+from affectgpt_jax.ops.sampling import GREEDY
+from affectgpt_jax.planning.estimate import (
+    REACHED,
+    _link,
+    cache_bytes,
+    decode_floor,
+    estimate,
+    logits_bytes,
+    read_bytes,
+    saved_bytes,
+)
 from affectgpt_jax.planning.job import LOADS, make_job
 from affectgpt_jax.planning.layout import abstract_batch, lay_out
 from affectgpt_jax.planning.topology import parse_topology
 from affectgpt_jax.training.chips import CHIPS
+from affectgpt_jax.weights.initial import parameter_shapes
+from tests.inference.test_engine import small
 from tests.planning.jobs import small_job
 
 SEVEN = "affectgpt_qwen2.5_7b_face"
@@ -90,6 +107,59 @@ def test_writing_answers_reads_all_weights_for_each_token() -> None:
     floor = 50 * (6.525e9 + 0.545e9) * 2 / chip.bandwidth
     assert floor < write.seconds < 1.6 * floor
     assert found.steps == math.ceil(LOADS["answer"].clips / 32)
+
+
+@pytest.mark.parametrize("changes", [{}, {"cache": "int8"}, {"tied_head": True}, {"base": "int8"}])
+def test_a_written_token_reads_what_an_engine_holds(changes: dict[str, Any]) -> None:
+    """Parameters that are there and the engine's own cache, all but an embedding that is no head, byte for byte."""
+    model, params = small(**changes)
+    c, rows, prompt, answer = model.config.decoder, 3, 16, 12
+    state = programs(Settings(model, rows, prompt, answer, (), GREEDY, 0), None).start()
+    if c.base == "int8":  # the parameters of the test are float32 throughout
+        params = jax.tree.map(lambda x, held: x.astype(held.dtype), params, parameter_shapes(model))
+    words = 0 if c.tied_head else params["decoder"]["tokens"]["embedding"].nbytes
+    held = sum(x.nbytes for x in jax.tree.leaves(params["decoder"])) - words
+    cache = sum(x.nbytes for x in jax.tree.leaves(state.cache.layers))
+    assert read_bytes(c, params) == held
+    assert rows * (prompt + answer) * cache_bytes(c) == cache
+    chip = CHIPS["h200"]
+    assert decode_floor(c, params, chip, rows, prompt + answer).memory * chip.bandwidth == pytest.approx(held + cache)
+
+
+def test_a_written_token_does_what_xla_counts() -> None:
+    """A step of the decoder for four rows: two FLOPs a parameter, and all places of the cache, masked or not."""
+    c = DecoderConfig(
+        vocab=4096, width=512, layers=2, heads=8, kv_heads=2, head_dim=64, mlp_width=768, lora=LoraConfig(rank=64)
+    )
+    params, rows, places = parameter_shapes(AffectGPT(ModelConfig(decoder=c))), 4, 512
+
+    def step(params: Any, ids: Any, positions: Any, cache: Any) -> Any:
+        model = Decoder(c)
+        hidden, cache = model.apply({"params": params}, ids, positions, cache, method="step")
+        return model.apply({"params": params}, hidden, method="logits"), cache
+
+    ids = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    cache = jax.eval_shape(lambda: empty_cache(c, rows, places - 128, 128))
+    lowered = jax.jit(step).lower(params["decoder"], ids, ids, cache)
+    counted: Any = lowered.cost_analysis()
+    chip = CHIPS["h200"]
+    assert counted["flops"] == pytest.approx(
+        decode_floor(c, params, chip, rows, places).arithmetic * chip.flops, rel=0.02
+    )
+
+
+def test_the_floor_of_the_published_setting() -> None:
+    """14.14 GB of layers and head and 0.16 of adapters; 57 KB a token: 335 tokens/s on one H200, ever more by batch."""
+    plan, chip = lay_out(big("h200:1", kind="answer")), CHIPS["h200"]
+    c = plan.model.config.decoder
+    assert read_bytes(c, plan.params) == pytest.approx((6.525e9 + 0.545e9) * 2 + 40.4e6 * 4, rel=1e-3)
+    assert cache_bytes(c) == 2 * 28 * 4 * 128 * 2
+    assert logits_bytes(c, 250) == pytest.approx(152e6, rel=1e-3)
+    floors = {rows: decode_floor(c, plan.params, chip, rows, 192) for rows in (1, 32, 128, 1024)}
+    assert 1 / floors[1].seconds == pytest.approx(335, abs=1)
+    rates = [rows / floor.seconds for rows, floor in floors.items()]
+    assert rates == sorted(rates)
+    assert [floor.bound for floor in floors.values()] == ["memory traffic"] * 3 + ["arithmetic"]
 
 
 def test_labels_are_read_out_by_the_prescribed_size() -> None:

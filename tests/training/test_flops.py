@@ -1,5 +1,6 @@
-"""The closed form of a step's work against what XLA counts in the compiled gradients."""
+"""Closed forms of work against what XLA counts, and against sums by hand over random lengths."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -7,11 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from affectgpt_jax.config.networks import DecoderConfig, LoraConfig, ModelConfig
+from affectgpt_jax.config.networks import DecoderConfig, HubertConfig, LoraConfig, ModelConfig, VisionConfig
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.models.affectgpt import LOSS_CHUNK, AffectGPT
+from affectgpt_jax.models.clip import VisionTower
+from affectgpt_jax.models.hubert import Hubert
 from affectgpt_jax.nn.stack import FEW
-from affectgpt_jax.training.flops import Work, batch_work, decoder_work
+from affectgpt_jax.training.flops import (
+    Work,
+    audio_flops,
+    batch_work,
+    decoder_work,
+    forward_work,
+    lengths_work,
+    mfu_lora,
+    padded_work,
+    vision_flops,
+)
 from affectgpt_jax.training.step import gradients
 from affectgpt_jax.weights.initial import parameter_shapes
 from affectgpt_jax.weights.trainable import split
@@ -77,6 +90,14 @@ def test_coefficients_of_the_published_setting() -> None:
     assert form.per_token == pytest.approx(4 * 6.525e9 + 6 * 40.4e6, rel=1e-3)
     assert form.per_target == 4 * 3584 * 152064
     assert form.per_pair == 12 * 28 * 28 * 128
+    # 250 tokens, 60 of them targets, every term by hand: 6.526 + 0.061 + 0.038 + 0.131 TFLOP.
+    sample = lengths_work([250], [60])
+    assert form.flops(sample) == pytest.approx(6.755e12, rel=1e-3)
+    # A second of a chip that could do ten such samples in it, and did three.
+    assert mfu_lora(form, Work(*(3 * x for x in sample)), 1.0, 10 * form.flops(sample)) == pytest.approx(0.3)
+    forward = forward_work(config.decoder, {**trained, **frozen, "decoder": frozen["decoder"]})
+    assert forward.per_token == pytest.approx(2 * 6.525e9, rel=1e-3)
+    assert forward.per_pair == 4 * 28 * 28 * 128
 
 
 def test_padding_and_packing_count_as_they_are() -> None:
@@ -85,3 +106,73 @@ def test_padding_and_packing_count_as_they_are() -> None:
     assert batch_work(example) == Work(samples=4, tokens=13, targets=3, pairs=6 + 3 + 1 + 28)
     doubled = jax.tree.map(lambda x: jnp.stack([x, x]), example)
     assert batch_work(doubled) == Work(samples=8, tokens=26, targets=6, pairs=76)
+
+
+def test_lengths_of_packed_and_of_padded_samples() -> None:
+    """Random lengths: as rows that hold them one after the other, and as every batch of three that can be drawn."""
+    rng = np.random.default_rng(3)
+    lengths, targets = rng.integers(1, 40, 9), rng.integers(0, 5, 9)
+    row = np.repeat(np.arange(1, 10, dtype=np.int32), lengths)[None]
+    weights = (np.arange(5) < targets[:, None]).astype(np.float32).reshape(1, -1)
+    packed = lengths_work(lengths, targets)
+    assert packed == batch_work(batch()._replace(segment_ids=row, loss_weight=weights))
+    assert packed.pairs == sum(q >= k for length in lengths for q in range(length) for k in range(length))
+
+    batches = np.array(list(itertools.product(lengths, repeat=3)))
+    padded = np.repeat(batches.max(axis=1, keepdims=True), 3, axis=1)
+    found = padded_work(lengths)
+    assert found.samples == 9
+    assert found.tokens == found.targets == pytest.approx(9 * padded.mean())
+    assert found.pairs == pytest.approx(9 * (padded**2).mean())
+    alone = padded_work(lengths, batch=1)
+    assert (alone.tokens, alone.pairs) == (pytest.approx(lengths.sum()), pytest.approx((lengths**2).sum()))
+
+
+def count(tower: Any, *shape: int) -> float:
+    """FLOPs of a tower as XLA counts them; layers are few, so that they are no loop."""
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    lowered = jax.jit(tower.apply).lower(jax.eval_shape(tower.init, jax.random.key(0), x), x)
+    counted: Any = lowered.cost_analysis()
+    return float(counted["flops"])
+
+
+@pytest.mark.parametrize("changes", [{}, {"layers": 1}, {"mlp_width": 2048}, {"projection": 64}, {"image_size": 224}])
+def test_an_image_is_what_xla_counts(changes: dict[str, int]) -> None:
+    """Within 2 %, which norms and activations take; each part weighs most in one of the cases."""
+    sizes = {"width": 256, "layers": 2, "heads": 4, "mlp_width": 512, "projection": 8192, "image_size": 112}
+    config = VisionConfig(**(sizes | changes))  # type: ignore[arg-type]
+    side = config.image_size
+    assert count(VisionTower(config), 1, side, side, 3) == pytest.approx(vision_flops(config), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "samples"),
+    [
+        ({}, 4000),
+        ({"position_kernel": 65}, 12_001),
+        ({"conv_widths": (64, 512, 512), "conv_kernels": (800, 5, 3), "conv_strides": (5, 2, 2)}, 4000),
+        ({"mlp_width": 64, "layers": 4}, 12_000),
+    ],
+)
+def test_a_clip_of_sound_is_what_xla_counts(changes: dict[str, Any], samples: int) -> None:
+    """Within 3 %, which norms and activations take; each part weighs most in one of the cases.
+
+    XLA does not count a convolution's products with padding, so sounds are long against the kernel.
+    """
+    config = HubertConfig(
+        **{
+            "width": 512, "layers": 3, "heads": 4, "mlp_width": 512, "position_kernel": 16, "position_groups": 4,
+            "conv_widths": (64, 512), "conv_kernels": (400, 8), "conv_strides": (5, 4),
+        }
+        | changes
+    )  # fmt: skip
+    assert count(Hubert(config), 1, samples) == pytest.approx(audio_flops(config, samples), rel=0.03)
+
+
+def test_the_published_towers() -> None:
+    """CLIP ViT-L/14 at 224, 0.162 TFLOP; HuBERT-large on two seconds, 0.0723, of them 0.0098 in the front end."""
+    assert vision_flops(VisionConfig()) == pytest.approx(0.1620e12, rel=1e-3)
+    assert audio_flops(HubertConfig(), 32_000) == pytest.approx(0.0723e12, rel=1e-3)
+    layers = 24 * (99 * (4 * 1024**2 + 2 * 1024 * 4096) + 2 * 99**2 * 1024)
+    rest = 99 * 512 * 1024 + 100 * 128 * 64 * 1024
+    assert audio_flops(HubertConfig(), 32_000) - 2 * (layers + rest) == pytest.approx(9.81e9, rel=1e-3)
