@@ -16,54 +16,19 @@ Needs the extra [torch].
 """
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common.shapes import TOWERS
+from common.sides import Found, add_arguments, compare, hubert_features, show_rates
 
 from affectgpt_jax.data.preprocess import SAMPLE_RATE, clip_pixels, normalise_audio
 
-HUBERT = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
-SHAPES: dict[str, dict[str, Any]] = {
-    "base": {
-        "vision": {
-            "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-            "patch_size": 32, "projection_dim": 512,
-        },
-        "audio": {
-            "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, **HUBERT,
-        },
-    },
-    "large": {
-        "vision": {
-            "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
-            "patch_size": 14, "projection_dim": 768,
-        },
-        "audio": {
-            "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
-            **HUBERT,
-        },
-    },
-    "tiny": {
-        "vision": {
-            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-            "patch_size": 56, "projection_dim": 24,
-        },
-        "audio": {
-            "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
-            "conv_dim": [16] * 7, **HUBERT,
-        },
-    },
-}  # fmt: skip
-TOWERS = ("vision", "audio")
+NAMES = {"vision": "pictures/s", "audio": "clips/s"}
 EACH, SIZE, SECONDS = 8, 224, 2
 SEED = 0
 AGREEMENT = 1e-3
@@ -73,56 +38,29 @@ AGREEMENT = 1e-3
 def main() -> None:
     """Compare, or be one side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="base")
+    parser.add_argument("--shape", choices=("base", "large", "tiny"), default="base")
     parser.add_argument("--batch", type=int, default=32, help="pictures, or clips of sound, at a time")
     parser.add_argument("--samples", type=int, default=4, help="samples of eight that are encoded")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--side", choices=("ours", "torch"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.side:
-        print(json.dumps({"ours": ours, "torch": theirs}[args.side](args)))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        compare(args, Path(folder))
+    add_arguments(parser)
+    compare(parser.parse_args(), theirs, ours, show)
 
 
-def compare(args: argparse.Namespace, folder: Path) -> None:
-    """Run both sides in turn and print them."""
-    found: dict[str, list[Any]] = {"torch": [], "ours": []}
-    for _ in range(args.runs):
-        for side, results in found.items():
-            command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", str(folder)]
-            ran = subprocess.run(command, capture_output=True, text=True, check=False)
-            if ran.returncode:
-                sys.exit(f"{side} failed:\n{ran.stderr[-3000:]}")
-            results.append(json.loads(ran.stdout.splitlines()[-1]))
-    first = {side: results[0] for side, results in found.items()}
-    sizes = ", ".join(f"{name} {first['torch']['parameters'][name] / 1e6:.1f}M" for name in TOWERS)
+def show(args: argparse.Namespace, found: Found) -> None:
+    """Print both sides, and how far their features are apart."""
+    ours, torch = found["ours"][0], found["torch"][0]
+    sizes = ", ".join(f"{name} {torch['parameters'][name] / 1e6:.1f}M" for name in NAMES)
     print(
-        f"{args.shape}: {sizes} parameters, {args.samples} samples of {EACH}, batches of "
-        f"{args.batch}, {first['ours']['device']}, {os.cpu_count()} cores, {args.runs} runs in turn"
+        f"{args.shape}: {sizes} parameters, {args.samples} samples of {EACH}, batches of {args.batch}, "
+        f"{ours['device']}, {os.cpu_count()} cores, {args.runs} runs in turn"
     )
-    for name, unit in zip(TOWERS, ("pictures/s", "clips/s"), strict=True):
-        rates = {
-            (side, how): sorted(result["rates"][name][how] for result in results)
-            for side, results in found.items()
-            for how in results[0]["rates"][name]
-        }
-        base = statistics.median(rates["torch", "a sample at a time"])
-        print(f"\n{name:<34}{unit:>12}{'spread':>22}{'against torch, a sample at a time':>36}")
-        for (side, how), values in rates.items():
-            middle = statistics.median(values)
-            spread = f"{values[0]:.2f} - {values[-1]:.2f}"
-            print(f"{side + ', ' + how:<34}{middle:>12.2f}{spread:>22}{middle / base:>35.2f}x")
-        mine, others = (np.asarray(first[side]["features"][name]) for side in ("ours", "torch"))
+    for name, unit in NAMES.items():
+        rates = {side: [result["rates"][name] for result in results] for side, results in found.items()}
+        show_rates(name, unit, rates, "a sample at a time")
+        mine, others = np.asarray(ours["features"][name]), np.asarray(torch["features"][name])
         off = float(np.abs(mine - others).max() / np.abs(others).max())
         print(f"largest difference of the first sample's features, of the largest of them: {off:.1e}")
-        if first["ours"]["device"] == "cpu" and not off < AGREEMENT:
+        if ours["device"] == "cpu" and not off < AGREEMENT:
             sys.exit(f"the {name} towers differ: this is not the same computation")
-    if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def media(samples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +101,7 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
     parameters: dict[str, int] = {}
     for name, (kind, config) in kinds.items():
         if not (args.folder / name).exists():
-            kind._from_config(config(**SHAPES[args.shape][name])).save_pretrained(args.folder / name)
+            kind._from_config(config(**TOWERS[args.shape][name])).save_pretrained(args.folder / name)
 
         def opened(attention: str, kind: Any = kind, name: str = name) -> Any:
             return kind.from_pretrained(args.folder / name, attn_implementation=attention).eval().to(device)
@@ -177,9 +115,7 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
             given = torch.from_numpy(np.ascontiguousarray(x)).to(device, next(model.parameters()).dtype)
             if name == "vision":
                 return model(pixel_values=given).image_embeds
-            out = model(given, output_hidden_states=True)
-            # The authors' version of the library lists the output as the last state, this one what lies before it.
-            return torch.stack([*out.hidden_states[-4:-1], out.last_hidden_state]).mean(0).mean(1)
+            return hubert_features(model(given, output_hidden_states=True))
 
         def sample(i: int, name: str = name, model: Any = eager, encode: Any = encode) -> Any:
             if name == "vision":

@@ -9,32 +9,14 @@ same weights and prompts on both sides, in turn, each side a process of its own.
 """
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common.shapes import LANGUAGE
+from common.sides import Found, add_arguments, compare, show_rates
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "100m": {
-        "vocab_size": 32000, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-        "num_key_value_heads": 2, "intermediate_size": 2048, "tie_word_embeddings": True,
-    },
-    "7b": {
-        "vocab_size": 152064, "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
-        "num_key_value_heads": 4, "intermediate_size": 18944, "tie_word_embeddings": False,
-    },
-    "tiny": {
-        "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "intermediate_size": 96, "tie_word_embeddings": True,
-    },
-}  # fmt: skip
 PROMPT, NEW = 110, 64
 SEED = 0
 
@@ -42,57 +24,30 @@ SEED = 0
 def main() -> None:
     """Compare, or be one side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="100m")
+    parser.add_argument("--shape", choices=("100m", "7b", "tiny"), default="100m")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[32], help="rows at a time of the engine and of torch"
     )
     parser.add_argument("--single", type=int, default=4, help="clips that torch answers one by one")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--side", choices=("ours", "torch"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.side:
-        print(json.dumps({"ours": ours, "torch": theirs}[args.side](args)))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        compare(args, Path(folder))
+    add_arguments(parser)
+    compare(parser.parse_args(), theirs, ours, show)
 
 
-def compare(args: argparse.Namespace, folder: Path) -> None:
-    """Run both sides in turn and print them."""
-    found: dict[str, list[Any]] = {"torch": [], "ours": []}
-    for _ in range(args.runs):
-        for side, results in found.items():
-            command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", str(folder)]
-            ran = subprocess.run(command, capture_output=True, text=True, check=False)
-            if ran.returncode:
-                sys.exit(f"{side} failed:\n{ran.stderr[-3000:]}")
-            results.append(json.loads(ran.stdout.splitlines()[-1]))
+def show(args: argparse.Namespace, found: Found) -> None:
+    """Print both sides."""
     first = {side: results[0] for side, results in found.items()}
     print(
         f"{args.shape}: {first['ours']['parameters'] / 1e6:.0f}M parameters, {args.dtype}, prompts of {PROMPT}, {NEW} "
         f"new tokens, {first['ours']['device']}, {os.cpu_count()} cores, {args.runs} runs in turn"
     )
-    rates = {
-        (side, name): sorted(result["rates"][name] for result in results)
-        for side, results in found.items()
-        for name in results[0]["rates"]
-    }
-    base = statistics.median(rates["torch", "one by one"])
-    print(f"\n{'':<34}{'clips/s':>10}{'spread':>18}{'tokens/s':>10}{'against torch one by one':>28}")
-    for (side, name), values in rates.items():
-        middle = statistics.median(values)
-        spread = f"{values[0]:.3f} - {values[-1]:.3f}"
-        print(f"{side + ', ' + name:<34}{middle:>10.3f}{spread:>18}{middle * NEW:>10.0f}{middle / base:>27.1f}x")
+    rates = {side: [result["rates"] for result in results] for side, results in found.items()}
+    show_rates("", "clips/s", rates, "one by one", tokens=NEW)
     if (floor := first["ours"]["floor"]) is not None:
         for name, share in floor.items():
             print(f"ours, {name}: {share:.0%} of the floor of decoding: weights and cache read once a token")
     same = first["torch"]["ids"] == first["ours"]["ids"]
     print(f"\nthe same ids on both sides: {'yes' if same else 'no (half precision or a tie)'}")
-    if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def prompts(count: int, vocabulary: int) -> np.ndarray:
@@ -108,7 +63,7 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(SEED)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, args.dtype)
-    config = transformers.Qwen2Config(**SHAPES[args.shape])
+    config = transformers.Qwen2Config(**LANGUAGE[args.shape])
     with torch.device(device):
         model = transformers.Qwen2ForCausalLM(config).to(dtype).eval()
     model.generation_config.eos_token_id = None
@@ -142,7 +97,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from affectgpt_jax.config.networks import DecoderConfig, LoraConfig, ModelConfig
-    from affectgpt_jax.inference.cpu_layout import lay_out
+    from affectgpt_jax.inference.cpu_layout import arrange
     from affectgpt_jax.inference.engine import Engine, Prompts, Request
     from affectgpt_jax.models.affectgpt import AffectGPT
     from affectgpt_jax.planning.estimate import decode_floor
@@ -159,8 +114,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(args.dtype)), {"decoder": parameter_shapes(model)["decoder"]}
     )
     place = jax.tree.map(lambda x: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
-    params = read_tree(DECODER, shapes, tensors, str(args.folder), place)
-    params = lay_out(params)
+    params = arrange(read_tree(DECODER, shapes, tensors, str(args.folder), place))
     size = sum(x.size for x in jax.tree.leaves(shapes))
 
     def ask(count: int) -> list[Request]:

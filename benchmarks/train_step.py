@@ -20,19 +20,17 @@ Warming up does not count; the first step, with what it compiles, is shown apart
 """
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common.shapes import LANGUAGE, TOWERS
+from common.sides import Found, add_arguments, compare, hubert_features
 
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.examples import BatchShape, Example, Sample, collate_rows, reference_batch
@@ -42,48 +40,15 @@ from affectgpt_jax.data.prompts import layout_size, soft_layout
 
 SHAPES: dict[str, dict[str, Any]] = {
     "60m": {
-        "language": {
-            "vocab_size": 32000, "hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8,
-            "num_key_value_heads": 2, "intermediate_size": 2048, "tie_word_embeddings": True,
-        },
-        "vision": {
-            "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536,
-            "patch_size": 32, "projection_dim": 384,
-        },
-        "audio": {
-            "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024,
-            "conv_dim": [128] * 7, "feat_extract_norm": "layer", "do_stable_layer_norm": True,
-        },
+        "language": LANGUAGE["60m"], **TOWERS["small"],
         "dtype": "float32", "remat": "none", "row_length": 512, "rows": 2, "accumulate": 4, "steps": 2,
     },
     "7b": {
-        "language": {
-            "vocab_size": 152064, "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
-            "num_key_value_heads": 4, "intermediate_size": 18944, "tie_word_embeddings": False,
-        },
-        "vision": {
-            "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
-            "patch_size": 14, "projection_dim": 768,
-        },
-        "audio": {
-            "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
-            "feat_extract_norm": "layer", "do_stable_layer_norm": True,
-        },
+        "language": LANGUAGE["7b"], **TOWERS["large"],
         "dtype": "bfloat16", "remat": "names", "row_length": 2048, "rows": 4, "accumulate": 1, "steps": 60,
     },
     "tiny": {
-        "language": {
-            "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "intermediate_size": 96, "tie_word_embeddings": True,
-        },
-        "vision": {
-            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-            "patch_size": 56, "projection_dim": 24,
-        },
-        "audio": {
-            "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
-            "conv_dim": [16] * 7, "feat_extract_norm": "layer", "do_stable_layer_norm": True,
-        },
+        "language": LANGUAGE["tiny"], **TOWERS["tiny"],
         "dtype": "float32", "remat": "none", "row_length": 512, "rows": 2, "accumulate": 2, "steps": 4,
     },
 }  # fmt: skip
@@ -115,37 +80,15 @@ def main() -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile in its natural way")
     parser.add_argument("--dropout", type=float, default=DROPOUT, help="0 lets every loss agree, not the first alone")
     parser.add_argument("--rate", type=float, default=RATE, help="learning rate")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--side", choices=("ours", "torch"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    add_arguments(parser)
     args = parser.parse_args()
     for key in ("dtype", "steps", "rows", "row_length", "accumulate"):
         if getattr(args, key) is None:
             setattr(args, key, SHAPES[args.shape][key])
-    if args.side:
-        print(json.dumps({"ours": ours, "torch": theirs}[args.side](args)))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        compare(args, Path(folder))
+    compare(args, theirs, ours, show)
 
 
-def compare(args: argparse.Namespace, folder: Path) -> None:
-    """Run both sides in turn and print them."""
-    found: dict[str, list[Any]] = {"torch": [], "ours": []}
-    for _ in range(args.runs):
-        for side, results in found.items():
-            command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", str(folder)]
-            ran = subprocess.run(command, capture_output=True, text=True, check=False)
-            if ran.returncode:
-                sys.exit(f"{side} failed:\n{ran.stderr[-3000:]}")
-            results.append(json.loads(ran.stdout.splitlines()[-1]))
-    show(args, found)
-    if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def show(args: argparse.Namespace, found: dict[str, list[Any]]) -> None:
+def show(args: argparse.Namespace, found: Found) -> None:
     """Print the setting, a row for each side of each mode, the ratios, and whether the first losses agree."""
     ours, torch = found["ours"][0], found["torch"][0]
     samples, tokens, targets, _ = ours["natural"]["work"]
@@ -259,9 +202,9 @@ def features(shape: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def work(examples: Sequence[Example]) -> np.ndarray:
     """Samples, tokens, targets, and pairs of query and key."""
-    lengths = np.array([len(one.tokens) for one in examples])
-    targets = sum(len(one.target_ids) for one in examples)
-    return np.array([len(examples), lengths.sum(), targets, (lengths * (lengths + 1) // 2).sum()])
+    from affectgpt_jax.training.flops import lengths_work
+
+    return np.array(lengths_work([len(x.tokens) for x in examples], [len(x.target_ids) for x in examples]))
 
 
 def natural_steps(steps: int) -> int:
@@ -353,10 +296,8 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
         pixels = processor(list(faces[which].reshape(-1, SIZE, SIZE, 3)), return_tensors="pt")["pixel_values"]
         seen = vision(pixel_values=pixels.to(device)).image_embeds
         heard = on_device(np.concatenate([normalise_audio(sound[i]) for i in which]))
-        output = audio(heard, output_hidden_states=True)
-        # The authors' version of the library lists the model's output as the last state, this one what lies before it.
-        states = [*output.hidden_states[-4:-1], output.last_hidden_state]
-        found = [x.view(len(which), FRAMES, -1) for x in (seen, torch.stack(states).mean(0).mean(1))]
+        heard = hubert_features(audio(heard, output_hidden_states=True))
+        found = [x.view(len(which), FRAMES, -1) for x in (seen, heard)]
         encoded.setdefault("first", [x[0, 0].tolist() for x in found])
         return found
 

@@ -16,13 +16,10 @@ from affectgpt_jax.data.pipeline import MediaInLoop
 from affectgpt_jax.data.shard_schema import FEATURE_DTYPE, Stream, parse_stream
 from affectgpt_jax.data.shards import open_corpus
 from affectgpt_jax.errors import UserError
-from affectgpt_jax.inference.encoders import Encoders
+from affectgpt_jax.inference.encoders import BATCH, Encoders
 from affectgpt_jax.inference.runs import model_streams
 from data_prep.corpora import read_corpus
 from data_prep.faces import face_crops
-
-ENCODED = 128
-"""Pictures, or clips of sound, that an encoder takes at a time at most."""
 
 
 def media_in_loop(config: RunConfig) -> MediaInLoop:
@@ -44,7 +41,7 @@ def media_in_loop(config: RunConfig) -> MediaInLoop:
             "prepare the shards again, or name the corpus they were made from"
         )
     streams = {name: parse_stream(stream) for name, stream in model_streams(config).items()}
-    encoders = Encoders(config.weights.vision, config.weights.audio, batch=min(_most(config, streams), ENCODED))
+    encoders = Encoders(config.weights.vision, config.weights.audio, batch=min(_most(config, streams), BATCH))
     size = encoders.image_size if set(streams) - {"audio"} else 0
     faces = face_crops(config.prepare.faces, config.prepare.detector)
     read = MediaReader(tuple(files[name] for name in names), size, faces.media)

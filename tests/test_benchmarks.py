@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("peft")
 pytest.importorskip("torch")
 
 ROOT = Path(__file__).parents[1]
+MODES = ("in the loop", "cached", "natural")
 
 
 def run(name: str, report: Path, *more: str) -> tuple[str, dict[str, Any]]:
@@ -42,3 +44,31 @@ def test_encoders(tmp_path: Path) -> None:
         for one, other in zip(mine, others, strict=True):
             assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
         assert f"\n{name}" in told
+
+
+@pytest.mark.slow
+def test_train_step(tmp_path: Path) -> None:
+    # At this rate five steps move the loss by more than the batches differ.
+    told, found = run("train_step.py", tmp_path / "found.json", "--dropout", "0", "--rate", "1e-3")
+    lines = told.splitlines()
+    assert lines[-1] == "the same computation: yes"
+    for mode in ("in the loop", "cached"):
+        torch, ours = found["torch"][mode], found["ours"][mode]
+        assert torch["work"] == ours["work"]
+        assert len(torch["losses"]) == len(ours["losses"]) == 5
+        # Forward, backward and AdamW: every step's loss, and the first gradient.
+        assert ours["losses"] == pytest.approx(torch["losses"], rel=1e-5)
+        assert ours["norm"] == pytest.approx(torch["norm"], rel=1e-3)
+        assert len(set(torch["losses"])) == 5
+
+    rows = {line[:22].strip(): line[22:].split() for line in lines if line.startswith(MODES) and " - " in line}
+    assert list(rows) == [f"{mode}, {side}" for mode in MODES for side in ("torch", "ours")]
+    for name, (rate, low, _, high, tokens, *_) in rows.items():
+        mode, side = name.rsplit(", ", 1)
+        result = found[side][mode]
+        samples, read, *_ = result["work"]
+        assert float(rate) == pytest.approx(samples / result["seconds"], abs=1e-3)
+        assert low == rate == high
+        assert float(tokens) == pytest.approx(read / result["seconds"], rel=1e-2, abs=1)
+    ratios = [line for line in lines if line.startswith("ours, ") and "x (" in line]
+    assert len(ratios) == 4

@@ -22,7 +22,7 @@ ALIGNMENT = 64
 """Bytes; arrays at such places JAX takes as they are."""
 
 
-def lay_out(params: Tree) -> Tree:
+def arrange(params: Tree) -> Tree:
     """Parameters as their device reads them fastest while it writes answers.
 
     Args:
@@ -68,7 +68,7 @@ def _room(x: np.ndarray) -> int:
 
 def _huge_pages(size: int) -> mmap.mmap:
     """Memory on large pages where the system has some: a CPU remembers where few pages lie, and a step reads all."""
-    memory = mmap.mmap(-1, max(size, ALIGNMENT))
+    memory = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)

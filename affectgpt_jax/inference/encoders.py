@@ -21,6 +21,9 @@ from affectgpt_jax.weights.towers import Tower, open_audio, open_vision
 
 Floats = npt.NDArray[np.float32]
 
+BATCH = 128
+"""Pictures, or clips of sound, that one call of a tower takes unless told otherwise."""
+
 
 class Encoders:
     """CLIP and HuBERT from their folders; either may be missing as long as nobody asks for it.
@@ -28,7 +31,7 @@ class Encoders:
     Several threads may call at the same time: while one waits for its features, others ready and send their batches.
     """
 
-    def __init__(self, vision: str | None, audio: str | None, *, batch: int = 128) -> None:
+    def __init__(self, vision: str | None, audio: str | None, *, batch: int = BATCH) -> None:
         """Open the towers.
 
         Args:

@@ -22,7 +22,7 @@ from affectgpt_jax.data.storage import is_remote, local_copy
 from affectgpt_jax.data.tokenizer import Tokenizer
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.answer_file import step_name
-from affectgpt_jax.inference.cpu_layout import lay_out
+from affectgpt_jax.inference.cpu_layout import arrange
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.sharding import check_split, make_mesh, parameter_shardings, whole
 from affectgpt_jax.weights.initial import (
@@ -161,7 +161,7 @@ class Trained(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A trained run, ready to answer; its parameters lie as `cpu_layout.lay_out` says."""
+    """A trained run, ready to answer; its parameters lie as `cpu_layout.arrange` says."""
 
     folder: Path
     config: RunConfig
@@ -293,9 +293,9 @@ def open_base(trained: Trained) -> Tree:
 
 
 def with_base(trained: Trained, base: Tree) -> Run:
-    """A checkpoint ready to answer, its parameters laid out for it."""
+    """A checkpoint ready to answer, its parameters arranged for it."""
     config = trained.config
-    params = lay_out(join(trained.params, base))
+    params = arrange(join(trained.params, base))
     return Run(Path(trained.source), config, trained.tokenizer, AffectGPT(config.model), params, trained.step)
 
 

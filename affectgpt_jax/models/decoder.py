@@ -90,7 +90,7 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         h: Float[Array, "B T D"],
-        cache: LayerCache | KeysValues | Ending | None,
+        state: LayerCache | KeysValues | Ending | None,
         angles: Float[Array, "B T half"],
         look: Int[Array, "B T"] | StepMasks | BranchMasks,
         seed: Seed | None = None,
@@ -110,21 +110,21 @@ class DecoderLayer(nn.Module):
         k = heads(checkpoint_name(linear("k_proj", x, c.kv_heads * c.head_dim, bias=True), "key"))
         v = heads(checkpoint_name(linear("v_proj", x, c.kv_heads * c.head_dim, bias=True), "value"))
         k, own = rotate(k, angles), angles
-        if isinstance(cache, Ending):
-            x, h, own = (jnp.take_along_axis(y, cache.place[:, None, None], axis=1) for y in (x, h, angles))
+        if isinstance(state, Ending):
+            x, h, own = (jnp.take_along_axis(y, state.place[:, None, None], axis=1) for y in (x, h, angles))
         q = heads(checkpoint_name(linear("q_proj", x, c.heads * c.head_dim, bias=True), "query"))
         q = rotate(q, own)
         output: Any = hold(k, v, c.cache == "int8") if self.keep_keys else None
         if isinstance(look, StepMasks):
-            assert isinstance(cache, LayerCache)
-            answer: Any = jax.tree.map(partial(_write, look.number), hold(k, v, c.cache == "int8"), cache.answer)
-            output = LayerCache(cache.prompt, answer)
-            x = cached_attention(q, cache.prompt, answer, look.prompt, look.answer)
+            assert isinstance(state, LayerCache)
+            answer: Any = jax.tree.map(partial(_write, look.number), hold(k, v, c.cache == "int8"), state.answer)
+            output = LayerCache(state.prompt, answer)
+            x = cached_attention(q, state.prompt, answer, look.prompt, look.answer)
         elif isinstance(look, BranchMasks):
-            assert cache is not None
-            assert not isinstance(cache, LayerCache | Ending)
-            x = cached_attention(q, cache, hold(k, v, int8=False), look.prompt, look.own)
-        elif isinstance(cache, Ending):
+            assert state is not None
+            assert not isinstance(state, LayerCache | Ending)
+            x = cached_attention(q, state, hold(k, v, int8=False), look.prompt, look.own)
+        elif isinstance(state, Ending):
             x = attention(q, k, v, (look > 0)[:, None])
         else:
             # The parameters' shapes are found with a row of one token, which not every kernel takes.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from affectgpt_jax.inference.cpu_layout import ALIGNMENT, lay_out
+from affectgpt_jax.inference.cpu_layout import ALIGNMENT, arrange
 from affectgpt_jax.ops.product import Turned
 from affectgpt_jax.weights.trainable import Tree
 
@@ -21,7 +21,7 @@ def params(layers: int, dtype: str, head: bool) -> Tree:
 @pytest.mark.parametrize(("layers", "dtype", "head"), [(1, "float32", True), (3, "bfloat16", False), (4, "int8", True)])
 def test_layers_lie_one_by_one_with_kernels_turned(layers: int, dtype: str, head: bool) -> None:
     given = params(layers, dtype, head)
-    found = lay_out(given)["decoder"]
+    found = arrange(given)["decoder"]
     assert isinstance(found["layers"], tuple)
     assert len(found["layers"]) == layers
     np.testing.assert_array_equal(found["tokens"]["embedding"], given["decoder"]["tokens"]["embedding"], strict=True)
@@ -40,7 +40,7 @@ def test_layers_lie_one_by_one_with_kernels_turned(layers: int, dtype: str, head
 
 def test_nothing_is_held_twice() -> None:
     """JAX's arrays are the places that were written, one after the other."""
-    leaves = jax.tree.leaves(lay_out(params(3, "float32", head=False))["decoder"]["layers"])
+    leaves = jax.tree.leaves(arrange(params(3, "float32", head=False))["decoder"]["layers"])
     places = [leaf.unsafe_buffer_pointer() for leaf in leaves]
     rooms = [-(-leaf.nbytes // ALIGNMENT) * ALIGNMENT for leaf in leaves]
     assert sorted(places) == sorted(places)[:1] + [

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from affectgpt_jax.config.networks import DecoderConfig, LoraConfig, ModelConfig
-from affectgpt_jax.inference.cpu_layout import lay_out
+from affectgpt_jax.inference.cpu_layout import arrange
 from affectgpt_jax.inference.engine import Engine, Prompts, Request, ends, programs
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.ops.sampling import REFERENCE, Sampling
@@ -36,9 +36,9 @@ def small(**changes: Any) -> tuple[AffectGPT, Any]:
 
 
 @functools.cache
-def laid_out(**changes: Any) -> Any:
+def arranged(**changes: Any) -> Any:
     """These parameters as runs are opened with them."""
-    return lay_out(small(**changes)[1])
+    return arrange(small(**changes)[1])
 
 
 def request(seed: int, length: int, number: int = 0) -> Request:
@@ -62,7 +62,7 @@ def engine(
 ) -> Engine:
     model, _ = small(**changes)
     return Engine(
-        model, laid_out(**changes), rows=rows, max_new=ANSWER, stop=stop, length=lambda n: -(-n // bucket) * bucket,
+        model, arranged(**changes), rows=rows, max_new=ANSWER, stop=stop, length=lambda n: -(-n // bucket) * bucket,
         **({} if sampling is None else {"sampling": sampling}),
     )  # fmt: skip
 
