@@ -124,7 +124,8 @@ def open_scale(
         words = wheel_words(wheel_dir) if found is None else found.words
     vocabulary = make_vocabulary(words, table)
     if found is not None and found.identity != vocabulary.identity:
-        note = f"{file} is of other words, or of words grouped by {found.table} and not {table.name}"
+        grouped = f"words grouped by {found.table} and not {table.name}"
+        note = f"{file} is of {'other words' if found.table == table.name else grouped}"
         if strict:
             raise UserError(f"{note}; calibrate again with --calibrate SPLIT, or name another --out")
         found = None
