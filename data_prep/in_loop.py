@@ -41,7 +41,12 @@ def media_in_loop(config: RunConfig) -> MediaInLoop:
             "prepare the shards again, or name the corpus they were made from"
         )
     streams = {name: parse_stream(stream) for name, stream in model_streams(config).items()}
-    encoders = Encoders(config.weights.vision, config.weights.audio, batch=min(_most(config, streams), BATCH))
+    encoders = Encoders(
+        config.weights.vision,
+        config.weights.audio,
+        batch=min(_most(config, streams), BATCH),
+        dtype=config.prepare.dtype,
+    )
     size = encoders.image_size if set(streams) - {"audio"} else 0
     faces = face_crops(config.prepare.faces, config.prepare.detector)
     read = MediaReader(tuple(files[name] for name in names), size, faces.media)

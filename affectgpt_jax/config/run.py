@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from affectgpt_jax.config.base import Section
-from affectgpt_jax.config.networks import LINEARS, ModelConfig
+from affectgpt_jax.config.networks import LINEARS, Dtype, ModelConfig
 from affectgpt_jax.data.prompts import needs
 from affectgpt_jax.data.shard_schema import parse_stream
 
@@ -33,6 +33,9 @@ class PrepareConfig(Section):
         default="files", description="face crops: stored with the clips, detected in the video, or the second for want"
     )
     detector: str = Field(default="", description="ONNX face detector of YuNet's form; empty is the built-in one")
+    dtype: Dtype = Field(
+        default="float32", description="arithmetic of the encoders; bfloat16 is faster on GPUs and TPUs, and less exact"
+    )
     batch_clips: PositiveInt = 16
     shard_clips: PositiveInt = 4096
     decode_threads: PositiveInt = 2
@@ -153,6 +156,10 @@ class TrainConfig(Section):
     keep: PositiveInt = Field(default=3, description="latest checkpoints kept")
     keep_every: NonNegativeInt = Field(default=0, description="checkpoints at multiples of this are kept for good")
     log_every: PositiveInt = 10
+    expected: tuple[tuple[PositiveInt, float], ...] = Field(
+        default=(),
+        description="samples seen and loss then of a run to compare with, drawn beside this one's in its report",
+    )
     bad_loss: Literal["stop", "skip", "rewind"] = Field(
         default="stop",
         description="at a loss or gradient that is no number: stop; skip the step's update; or go back to the newest "

@@ -318,6 +318,13 @@ class Plan:
             epoch = bisect_right(known, step) - 1
             return epoch, step - known[epoch]
 
+    def samples_before(self, step: int) -> int:
+        """Samples that all steps before this one have gone through."""
+        epoch, within = self.locate(step)
+        rows = self.epoch(epoch)
+        whole = sum(round(epoch * part.weight * part.samples) for part in self.parts or (Part(self.tokens.shape[1]),))
+        return whole + int(rows.starts[min(within * self.step_rows, len(rows))])
+
     def epoch_steps(self, epoch: int) -> int:
         """Steps of a pass; the last one may hold empty rows."""
         return -(-len(self.epoch(epoch)) // self.step_rows)

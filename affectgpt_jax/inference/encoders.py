@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from affectgpt_jax.config.networks import Dtype
 from affectgpt_jax.data.preprocess import clip_pixels
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.weights.towers import Tower, open_audio, open_vision
@@ -31,7 +32,7 @@ class Encoders:
     Several threads may call at the same time: while one waits for its features, others ready and send their batches.
     """
 
-    def __init__(self, vision: str | None, audio: str | None, *, batch: int = BATCH) -> None:
+    def __init__(self, vision: str | None, audio: str | None, *, batch: int = BATCH, dtype: Dtype = "float32") -> None:
         """Open the towers.
 
         Args:
@@ -39,6 +40,7 @@ class Encoders:
           audio: HuBERT folder.
           batch: pictures, and clips of sound, that one call of a tower takes, or a few more where they would not
             spread evenly over the accelerators; fewer are padded.
+          dtype: what the towers compute in.
 
         Raises:
           UserError: a folder that cannot be read.
@@ -47,8 +49,8 @@ class Encoders:
         mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
         self._spread = NamedSharding(mesh, PartitionSpec("batch"))
         everywhere = NamedSharding(mesh, PartitionSpec())
-        self._vision = _placed(open_vision(vision), everywhere) if vision else None
-        self._audio = _placed(open_audio(audio), everywhere) if audio else None
+        self._vision = _placed(open_vision(vision, dtype), everywhere) if vision else None
+        self._audio = _placed(open_audio(audio, dtype), everywhere) if audio else None
         self._devices, self._batch = len(devices), -(-batch // len(devices)) * len(devices)
         self._dispatching = threading.Lock()
         self._apply: dict[str, Callable[[Any, Any], Any]] = {

@@ -325,21 +325,27 @@ def open_encoders(config: RunConfig, streams: Mapping[str, Stream], batch: int, 
                 f"weights.{name} is not set in the run's config.yaml; name the folder of the {name} encoder"
             )
     largest = max((stream.count for stream in streams.values()), default=1)
-    encoders = Encoders(folders["vision"], folders["audio"], batch=min(largest * batch, PICTURES))
+    encoders = Encoders(
+        folders["vision"], folders["audio"], batch=min(largest * batch, PICTURES), dtype=config.prepare.dtype
+    )
     for name, stream in streams.items():
         if not (config.data.shards and stream_directory(Path(config.data.shards), stream.name).is_dir()):
             continue
-        trained = read_manifest(Path(config.data.shards), stream.name).provenance
+        trained = {"dtype": "float32", **read_manifest(Path(config.data.shards), stream.name).provenance}
         found = encoders.audio_provenance if name == "audio" else encoders.vision_provenance
-        expected = {"weights": found["weights"], "preprocessing": PREPROCESSING[name]}
+        expected = {
+            "weights": found["weights"],
+            "preprocessing": PREPROCESSING[name],
+            "dtype": config.prepare.dtype,
+        }
         if name == "face" and (detects or "faces" in trained):
             del expected["preprocessing"]
         for key, value in expected.items():
             if trained.get(key, value) != value:
                 raise UserError(
                     f"the run learned from {stream.name} of {config.data.shards} with {key} {trained[key]!r}, but a "
-                    f"clip would now be read with {value!r} (encoder {found['encoder']}); name the encoder of the "
-                    "training in the run's config.yaml"
+                    f"clip would now be read with {value!r} (encoder {found['encoder']}); let the run's config.yaml "
+                    "say what its training had (weights, prepare.dtype)"
                 )
     return encoders
 

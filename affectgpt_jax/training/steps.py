@@ -181,7 +181,8 @@ class Loop:
         if not (np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"])):
             return self._pass_over(step, values, state)
         if step % self._config.train.log_every == 0 or step == 1:
-            values |= {"learning_rate": self._rate(step), **self._speeds()}
+            values |= {"learning_rate": self._rate(step), "samples": self._data.plan.samples_before(step)}
+            values |= self._speeds()
             values |= {"compiled": self._compiles.count, "cache_hits": self._compiles.hits, **memory_in_use()}
             self._log.write(step, values)
         return state
@@ -193,7 +194,7 @@ class Loop:
           UserError: it says stop, there is nothing to go back to, or it happens too often.
         """
         train = self._config.train
-        names = self._data.names(step)
+        names = self._data.names(step - 1)  # the plan counts steps taken before
         shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
         told = f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}; samples: {shown}"
         self._bad.append(step)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from affectgpt_jax.config.networks import HubertConfig, VisionConfig
+from affectgpt_jax.config.networks import Dtype, HubertConfig, VisionConfig
 from affectgpt_jax.data.shard_schema import file_digest
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.model_folders import model_folder, short_name
@@ -55,34 +55,35 @@ def _digest(file: Path, size: int, changed: int) -> str:
     return file_digest(file)
 
 
-def _provenance(folder: str | Path, part: str, width: int) -> dict[str, Any]:
+def _provenance(folder: str | Path, part: str, width: int, dtype: Dtype) -> dict[str, Any]:
     kind = part_config(folder, part).get("model_type", "")
-    return {"encoder": f"{short_name(folder)} ({kind})", "weights": weights_hash(folder), "width": width}
+    found = {"encoder": f"{short_name(folder)} ({kind})", "weights": weights_hash(folder), "width": width}
+    return found if dtype == "float32" else found | {"dtype": dtype}
 
 
-def open_vision(folder: str | Path) -> Tower:
-    """A CLIP vision tower.
+def open_vision(folder: str | Path, dtype: Dtype = "float32") -> Tower:
+    """A CLIP vision tower that computes in a type; its parameters, norms and softmax are float32.
 
     Raises:
       UserError: files missing, damaged or of another shape than config.json says.
     """
     config = vision_config(folder)
-    network = VisionTower(config)
+    network = VisionTower(config, jnp.dtype(dtype))
     pixels = jnp.zeros((1, config.image_size, config.image_size, 3))
     shapes = jax.eval_shape(network.init, jax.random.key(0), pixels)["params"]
     params = read_tree(CLIP, shapes, open_part(folder, "vision")[1], str(folder))
-    return Tower(network, params, _provenance(folder, "vision", config.projection))
+    return Tower(network, params, _provenance(folder, "vision", config.projection, dtype))
 
 
-def open_audio(folder: str | Path) -> Tower:
-    """A HuBERT encoder; weight norm folded, with or without the prefix of a fine-tuned model.
+def open_audio(folder: str | Path, dtype: Dtype = "float32") -> Tower:
+    """A HuBERT encoder, typed like the vision tower; weight norm folded, with or without a fine-tuned model's prefix.
 
     Raises:
       UserError: files missing, damaged or of another shape than config.json says.
     """
     config = audio_config(folder)
-    network = Hubert(config)
+    network = Hubert(config, jnp.dtype(dtype))
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 16000)))["params"]
     tensors = HubertTensors(Renamed(open_part(folder, "audio")[1], "hubert."))
     params = read_tree(HUBERT, shapes, tensors, str(folder))
-    return Tower(network, params, _provenance(folder, "audio", config.width))
+    return Tower(network, params, _provenance(folder, "audio", config.width, dtype))

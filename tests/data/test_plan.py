@@ -52,6 +52,8 @@ def test_each_sample_once_a_pass_and_within_limits(count: int, seed: int, sample
         ask for i in range(len(plan.epoch(0))) for ask in plan.epoch(0).row(i).asks
     ]
     assert plan.locate(first) == (1, 0)
+    seen = [sum(len(row.asks) for row in run_rows(plan, range(step, step + 1))) for step in range(2 * first)]
+    assert [plan.samples_before(step) for step in range(2 * first + 1)] == [0, *np.cumsum(seen)]
 
 
 def plain_packing(tokens: Ints, targets: Ints, limits: Limits, window: int) -> list[list[int]]:
@@ -103,6 +105,7 @@ def test_a_mixture_goes_through_each_corpus_sample_by_sample(more: list[tuple[in
         kinds |= zip(zip(rows.samples.tolist(), rows.turns.tolist(), strict=True), rows.types.tolist(), strict=True)
         assert Counter(rows.samples[rows.samples < 20].tolist()) == dict.fromkeys(range(20), 1)
     assert set(asked.values()) == {1}
+    assert plan.samples_before(sum(map(plan.epoch_steps, range(8)))) == len(asked)
     offset = 0
     for part in parts:
         times = Counter(sample for sample, _ in asked if offset <= sample < offset + part.samples)

@@ -115,6 +115,24 @@ def test_inputs_are_those_of_preparation(prepared: RunConfig) -> None:
         np.testing.assert_array_equal(found, features.astype(np.float32))
 
 
+def test_towers_in_half_precision(prepared: RunConfig) -> None:
+    """Features differ by some roundings of bfloat16, and their provenance says which they are."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (5, 28, 28, 3), np.uint8)
+    sound = rng.normal(size=(2, 3, 3200)).astype(np.float32)
+    exact, half = (
+        Encoders(prepared.weights.vision, prepared.weights.audio, batch=4, dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+    )
+    for one, other in ((exact.vision, half.vision), (exact.audio, half.audio)):
+        x = pictures if one == exact.vision else sound
+        found, expected = other(x), one(x)
+        assert found.dtype == np.float32
+        assert 0 < np.abs(found - expected).max() < 8 * 2.0**-8 * np.abs(expected).max()
+    for name in ("vision_provenance", "audio_provenance"):
+        assert getattr(half, name) == getattr(exact, name) | {"dtype": "bfloat16"}
+
+
 def test_towers_of_another_training_are_refused(prepared: RunConfig, tmp_path: Path) -> None:
     opened = open_encoders(prepared, STREAMS, 1)
     assert opened.audio_provenance["width"] == 10
@@ -124,6 +142,9 @@ def test_towers_of_another_training_are_refused(prepared: RunConfig, tmp_path: P
     )
     with pytest.raises(UserError, match=r"learned from face@8 .* with weights"):
         open_encoders(other, STREAMS, 1)
+    half = prepared.model_copy(update={"prepare": prepared.prepare.model_copy(update={"dtype": "bfloat16"})})
+    with pytest.raises(UserError, match=r"with dtype 'float32', but a clip would now be read with 'bfloat16'.*prepare"):
+        open_encoders(half, STREAMS, 1)
     nothing = prepared.model_copy(update={"weights": prepared.weights.model_copy(update={"audio": None})})
     with pytest.raises(UserError, match=r"weights\.audio is not set"):
         open_encoders(nothing, STREAMS, 1)

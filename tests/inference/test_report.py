@@ -166,6 +166,22 @@ def test_the_page_stands_alone(run: Path) -> None:
     assert write_report(run, output=run / "again.html").read_bytes() == path.read_bytes()
 
 
+def test_expected_losses_stand_where_as_many_samples_were_seen() -> None:
+    """Between what was logged, and beyond it at the run's pace."""
+    curves = {
+        "step": np.array([10.0, 20.0, 30.0]),
+        "samples": np.array([100.0, np.nan, 400.0]),
+        "loss": np.array([3.0, 2.0, 1.0]),
+    }
+    shown = figures.training_curves(curves, ((50, 2.5), (250, 2.0), (800, 0.5)))
+    assert shown is not None
+    assert "Expected losses: 2.5 at step 5, 2 at step 20, 0.5 at step 60." in shown.alt
+    del curves["samples"]  # of an earlier version of the program
+    shown = figures.training_curves(curves, ((50, 2.5),))
+    assert shown is not None
+    assert "Expected" not in shown.alt
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_what_it_says(run: Path) -> None:
     text = Outline(write_report(run).read_text(encoding="utf-8")).text

@@ -62,6 +62,8 @@ def test_the_run_folder(finished: Path) -> None:
     for name in ("loss", "gradient_norm", "update_norm", "samples_per_s", "tokens_per_s", "mfu_lora", "data_wait"):
         assert all(np.isfinite(line[name]) for line in lines)
     assert lines[-1]["loss"] < lines[0]["loss"]
+    seen = [line["samples"] for line in lines]
+    assert seen == sorted(set(seen))
     # Nothing is compiled after the first step.
     assert lines[-1]["compiled"] == lines[1]["compiled"]
     assert list((finished / "tensorboard").iterdir())

@@ -1,6 +1,7 @@
 """What a run does beside its steps: validation, the best checkpoint, bad losses, traces, Weights & Biases."""
 
 import json
+import re
 import resource
 import sys
 import time
@@ -96,22 +97,46 @@ class Poisoned:
 
     def __init__(self, step: int) -> None:
         self.step, self.make = step, training_data.make_batches
+        self.names: set[str] = set()
 
     def __call__(self, config: RunConfig, tokenizer: Any, data: Any, start: int, *more: Any) -> Any:
         for number, batch in enumerate(self.make(config, tokenizer, data, start, *more), start + 1):
             if number == self.step:
+                self.names = samples_of(batch, data)
                 batch.features["audio"][:] = np.nan
             yield batch
 
 
+def samples_of(batch: Any, data: Any) -> set[str]:
+    """Names of a batch's samples, by the features it holds."""
+    (corpus,) = data.corpus.corpora
+    stream = next(stream for stream in corpus.streams if stream.startswith("audio"))
+    every, there = corpus.features(stream, range(len(corpus)))
+    held = batch.features["audio"].reshape(-1, *every.shape[1:])
+    found = [there[i] and any(np.array_equal(x, y) for y in held) for i, x in enumerate(every)]
+    return {name for name, held in zip(corpus.names, found, strict=True) if held}
+
+
 def poisoned(tiny: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, step: int, policy: str, **more: Any) -> Any:
-    monkeypatch.setattr("affectgpt_jax.training.loop.make_batches", Poisoned(step))
+    return train_on(Poisoned(step), tiny, folder, monkeypatch, policy, **more)
+
+
+def train_on(
+    batches: Poisoned, tiny: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, policy: str, **more: Any
+) -> Any:
+    monkeypatch.setattr("affectgpt_jax.training.loop.make_batches", batches)
     return train(tiny_config(tiny, train__output=str(folder), train__bad_loss=policy, **more), folder)
 
 
 def test_a_bad_loss_stops_and_names_the_samples(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"step 4: loss nan, gradient norm .*; samples: \d{4}, \d{4}.*bad_loss=skip"):
-        poisoned(tiny, tmp_path / "run", monkeypatch, 4, "stop")
+    batches = Poisoned(4)
+    with pytest.raises(UserError, match=r"step 4: loss nan, gradient norm .*bad_loss=skip") as error:
+        train_on(batches, tiny, tmp_path / "run", monkeypatch, "stop")
+    told = re.search(r"samples: ([\d, ]+)", str(error.value))
+    assert told is not None
+    named = set(told[1].split(", "))
+    assert len(named) > 1
+    assert named == batches.names
     # Nothing of it was saved.
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["3"]
 

@@ -114,11 +114,17 @@ _PANELS = {
 _NOISY = ("loss", "accuracy", "samples_per_s")
 
 
-def training_curves(curves: Mapping[str, Curve]) -> Picture | None:
-    """Loss, accuracy, learning rate and speed over steps; raw and smoothed. None if nothing was logged."""
+def training_curves(curves: Mapping[str, Curve], expected: Sequence[tuple[int, float]]) -> Picture | None:
+    """Loss, accuracy, learning rate and speed over steps; raw and smoothed. None if nothing was logged.
+
+    Args:
+      curves: what was logged, by name.
+      expected: samples seen and loss then of another run, drawn where this run has seen or will have seen as many.
+    """
     names = [name for name in _PANELS if name in curves]
     if not names or not len(curves["step"]):
         return None
+    marks = _steps_at([samples for samples, _ in expected], curves)
 
     def draw(figure: "Figure", theme: Theme) -> None:
         for i, name in enumerate(names):
@@ -128,6 +134,10 @@ def training_curves(curves: Mapping[str, Curve]) -> Picture | None:
                 known = np.isfinite(held_out)
                 style: Any = {"marker": "o", "markersize": 3, "linewidth": 1, "color": theme.series[1]}
                 axes.plot(curves["step"][known], held_out[known], label="held out", **style)
+                axes.legend(frameon=False, fontsize=8)
+            if name == "loss" and len(marks):
+                style = {"marker": "D", "markersize": 4, "linewidth": 1, "linestyle": "--", "color": theme.series[2]}
+                axes.plot(marks, [loss for _, loss in expected], label="expected", **style)
                 axes.legend(frameon=False, fontsize=8)
             axes.set_title(_PANELS[name])
             axes.set_xlabel("optimizer step")
@@ -139,7 +149,20 @@ def training_curves(curves: Mapping[str, Curve]) -> Picture | None:
 
     first, last = curves["step"][[0, -1]].astype(int)
     alt = f"Training curves from step {first} to {last}: " + "; ".join(map(ends, names)) + "."
+    if len(marks):
+        told = (f"{loss:.3g} at step {mark:,.0f}" for mark, (_, loss) in zip(marks, expected, strict=True))
+        alt += f" Expected losses: {', '.join(told)}."
     return _picture(draw, (10.2, 5.8), alt)
+
+
+def _steps_at(samples: Sequence[int], curves: Mapping[str, Curve]) -> Curve:
+    """The steps that go, or at the run's mean pace will go, through so many samples; none if it does not say."""
+    known = np.isfinite(curves["samples"]) if "samples" in curves else np.zeros(0, bool)
+    if not samples or not known.any():
+        return np.zeros(0)
+    seen, steps = (np.concatenate([[0.0], curves[name][known]]) for name in ("samples", "step"))
+    inside = np.interp(samples, seen, steps)
+    return np.where(np.asarray(samples) > seen[-1], np.asarray(samples) * steps[-1] / seen[-1], inside)
 
 
 def _width(values: Curve) -> float:

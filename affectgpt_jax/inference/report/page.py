@@ -164,7 +164,7 @@ def _about(record: RunRecord) -> list[Html]:
 
 def _training(record: RunRecord) -> list[Html]:
     curves = record.curves
-    shown = training_curves(curves)
+    shown = training_curves(curves, record.config.train.expected)
     if shown is None:
         return [tag("p", "Nothing was logged.")]
 
