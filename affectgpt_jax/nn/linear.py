@@ -10,7 +10,7 @@ from affectgpt_jax.config.networks import LoraConfig
 from affectgpt_jax.nn import init
 from affectgpt_jax.nn.parameter import parameter
 from affectgpt_jax.ops.dropout import dropout
-from affectgpt_jax.ops.product import Turned, product
+from affectgpt_jax.ops.product import Turned, product, widen
 from affectgpt_jax.ops.quantisation import int8_matmul
 from affectgpt_jax.ops.random import Seed
 
@@ -47,7 +47,8 @@ class Dense(nn.Module):
             a = parameter(self, "lora_a", init.fan_in_uniform, (width, self.lora.rank)).astype(self.dtype)
             b = parameter(self, "lora_b", init.zeros, (self.lora.rank, self.features)).astype(self.dtype)
             x = dropout(seed, x, self.lora.dropout)
-            y = y + checkpoint_name(x @ a, "low_rank") @ b * jnp.asarray(self.lora.alpha / self.lora.rank, self.dtype)
+            scale = jnp.asarray(self.lora.alpha / self.lora.rank, self.dtype)
+            y = y + widen(checkpoint_name(x @ a, "low_rank"), b) * scale
         return y
 
 

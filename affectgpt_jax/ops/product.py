@@ -49,3 +49,25 @@ def product(
     # than the product with a few rows does.
     few = math.prod(x.shape[:-1]) <= FEW_ROWS
     return jax.lax.platform_dependent(x, matrix, cpu=weights_first if few else plain, default=plain)
+
+
+@jax.custom_vjp
+def widen(x: Float[Array, "*dims rank"], b: Float[Array, "rank out"]) -> Float[Array, "*dims out"]:
+    """x b for a narrow x, such as an adapter's.
+
+    The gradient of b is made as x^T dy. The rule of JAX's own product makes (dy^T x)^T, for which XLA's CPU backend
+    first writes the wide dy anew, transposed.
+    """
+    return x @ b
+
+
+def _widen(x: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ b, (x, b)
+
+
+def _narrow(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, b = kept
+    return dy @ b.T, jnp.einsum("...r,...o->ro", x, dy)
+
+
+widen.defvjp(_widen, _narrow)
