@@ -29,7 +29,7 @@ from affectgpt_jax.weights.initial import resolve
 
 GROUP = 3
 """Samples of one of the original's batches."""
-ORIGINAL = (f"data.row_samples={GROUP}", f"data.window={GROUP}", "data.weighting=token", "train.rows=1")
+ORIGINAL = ("data.row_samples=1", "data.weighting=token", f"train.rows={GROUP}")
 WARM = 0.1
 """Share of the samples that the warm-up takes, from a tenth of the rate."""
 

@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=("ours", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--spawned", type=float, help=argparse.SUPPRESS)
 
 
 def compare(
@@ -43,7 +45,7 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.runs):
             for side, results in found.items():
-                command = [sys.executable, *sys.argv, "--side", side, "--folder", folder]
+                command = [sys.executable, *sys.argv, "--side", side, "--folder", folder, "--spawned", str(time.time())]
                 ran = subprocess.run(command, capture_output=True, text=True, check=False)
                 if ran.returncode:
                     sys.exit(f"{side} failed:\n{ran.stderr[-3000:]}")

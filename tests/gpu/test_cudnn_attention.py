@@ -19,12 +19,6 @@ HALF = 2.0**-8
 """Rounding of bfloat16, relative."""
 
 
-@pytest.fixture(autouse=True)
-def _on_a_gpu() -> None:
-    if jax.default_backend() != "gpu":
-        pytest.skip("no NVIDIA GPU")
-
-
 def packed_rows(rows: int, length: int) -> jax.Array:
     """Rows of several samples; the last has one only, and each ends in padding."""
     rng = np.random.default_rng(length)
