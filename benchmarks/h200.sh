@@ -26,7 +26,7 @@ if [[ $shape == tiny ]]; then
   export JAX_PLATFORMS=cpu
   step=(--shape tiny --dropout 0 --rate 1e-3) answers=(--shape tiny --batches 3 --single 2)
   towers=(--shape tiny --samples 2 --batch 5) saved=(--shape tiny) TRAIN=60 STEPS=6
-  tests=(tests/parity/test_goldens_model.py)
+  tests=(tests/parity/test_goldens_encoders.py)
 else
   export JAX_PLATFORMS=cuda XLA_FLAGS="${XLA_FLAGS:-}" XLA_PYTHON_CLIENT_MEM_FRACTION=0.92
   step=(--shape 7b) answers=(--shape 7b --dtype bfloat16 --batches 1 32 128 256)
@@ -59,9 +59,9 @@ demo() {
   local affectgpt=("$PYTHON" -m affectgpt_jax.cli)
   rm -rf "$folder"
   "${affectgpt[@]}" synth "$folder/data" --features --train "$TRAIN" --validation 8 --test 64 &&
-    "${affectgpt[@]}" train demo "weights.tokenizer=$folder/data/tokenizer" "data.shards=$folder/data" \
-      model.vision_width=64 model.audio_width=64 "train.output=$folder/run" "train.steps=$STEPS" \
-      train.optimizer.warmup_steps=2 &&
+    "${affectgpt[@]}" train demo weights.vision=null weights.audio=null \
+      "weights.tokenizer=$folder/data/tokenizer" "data.shards=$folder/data" model.vision_width=64 model.audio_width=64 \
+      "train.output=$folder/run" "train.steps=$STEPS" train.optimizer.warmup_steps=2 &&
     "${affectgpt[@]}" evaluate "$folder/run" --plain --max-new 16 &&
     "$PYTHON" -c 'import json, sys
 losses = [line["loss"] for line in map(json.loads, open(sys.argv[1])) if "loss" in line]

@@ -1,11 +1,13 @@
 """Products with kernels that lie either way."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from affectgpt_jax.ops.product import FEW_ROWS, Turned, product
+from affectgpt_jax.ops.product import FEW_ROWS, Turned, product, widen
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 5), (3, 2, 5), (FEW_ROWS, 5), (FEW_ROWS + 1, 5)])
@@ -32,3 +34,30 @@ def test_few_rows_put_the_weights_first() -> None:
         x = jax.ShapeDtypeStruct((rows, 256), np.float32)
         text = jax.jit(product).lower(x, kernel).compile().as_text()
         assert (f"f32[512,{rows}]" in text) == first
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (2, 3, 2)])
+def test_widening_is_a_product(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    x, b = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((*shape, 3), (3, 7)))
+    weights = rng.normal(size=(*shape, 7)).astype(np.float32)
+
+    def both(multiply: Callable[[jax.Array, jax.Array], jax.Array]) -> list[jax.Array]:
+        return [multiply(x, b), *jax.grad(lambda x, b: jnp.sum(multiply(x, b) * weights), argnums=(0, 1))(x, b)]
+
+    for found, expected in zip(both(widen), both(jnp.matmul), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5, strict=True)
+
+
+def test_the_wide_gradient_is_not_transposed() -> None:
+    """A copy of it would take longer than the product that it is made for."""
+
+    def program(multiply: Callable[[jax.Array, jax.Array], jax.Array]) -> str:
+        def loss(x: jax.Array, b: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.sin(multiply(x, b)))
+
+        shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((3, 128, 16), (16, 2048))]
+        return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile().as_text()
+
+    assert "f32[2048,384]" not in program(widen)
+    assert "f32[2048,384]" in program(jnp.matmul), "the backend has changed: is `widen` still needed?"
