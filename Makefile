@@ -30,7 +30,7 @@ test: lint types contract pytest
 lint: $(VENV)/.dev-$(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/shellcheck -x launch/*.sh launch/*.sbatch launch/gke/*.sh launch/xla/*.env tests/launch/bin/* .ci/run
+	$(BIN)/shellcheck -x launch/*.sh benchmarks/*.sh launch/*.sbatch launch/gke/*.sh launch/xla/*.env tests/launch/bin/* .ci/run
 	$(BIN)/yamllint --strict .yamllint launch configs
 
 types: $(VENV)/.dev-$(STAMP)

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, way: Way, seed: int) -> dict[str, Any]:
         f"train.optimizer.warmup_steps={round(WARM * steps)}",
         f"validation.every={steps // args.points}",
     ]
-    log = folder.with_suffix(".log")
+    log = Path(f"{folder}.log")  # a name may hold a point
     if not (log.is_file() and "finished at step" in log.read_text()):
         folder.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "affectgpt_jax.cli", "train", args.config, *changes]

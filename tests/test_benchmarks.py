@@ -16,40 +16,55 @@ ROOT = Path(__file__).parents[1]
 MODES = ("in the loop", "cached", "natural")
 
 
-def run(name: str, report: Path, *more: str) -> tuple[str, dict[str, Any]]:
-    """What a benchmark prints at the smallest shape, and its JSON by side."""
-    file = ROOT / "benchmarks" / name
-    command = [sys.executable, str(file), "--shape", "tiny", "--runs", "1", "--json", str(report), *more]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout, {side: results[0] for side, results in json.loads(report.read_text()).items()}
+Runs = dict[str, dict[str, Any]]
+"""What each side found, by benchmark and side."""
 
 
 @pytest.mark.slow
-def test_generate(tmp_path: Path) -> None:
-    told, found = run("generate.py", tmp_path / "found.json", "--batches", "3", "--single", "2")
+def test_one_call_measures_everything(tmp_path: Path) -> None:
+    """`h200.sh` at the smallest shape: all stages pass, both sides compute the same, the table says what was found."""
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path), "LIMIT": "1500"}
+    command = ["bash", str(ROOT / "benchmarks" / "h200.sh"), "--shape", "tiny"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    logs = "".join(path.read_text()[-2000:] for path in sorted(tmp_path.glob("*.log")))
+    assert ran.returncode == 0, ran.stdout + ran.stderr + logs
+    found = {path.stem: _sides(path) for path in tmp_path.glob("*.json")}
+    assert set(found) == {"train_step", "generate", "encoders", "checkpoint"}
+    _check_answers(found, (tmp_path / "generate.log").read_text())
+    _check_towers(found, (tmp_path / "encoders.log").read_text())
+    _check_training(found, (tmp_path / "train_step.log").read_text())
+    table = (tmp_path / "table.txt").read_text()
+    assert ran.stdout.endswith(table)
+    assert "not measured" not in table
+    rate = found["train_step"]["ours"]["cached"]["work"][0] / found["train_step"]["ours"]["cached"]["seconds"]
+    (line,) = (line for line in table.splitlines() if line.startswith("training, cached, samples/s"))
+    assert float(line.split()[4].replace(",", "")) == pytest.approx(rate, abs=1e-3)
+
+
+def _sides(report: Path) -> dict[str, Any]:
+    return {side: results[0] for side, results in json.loads(report.read_text()).items()}
+
+
+def _check_answers(runs: Runs, told: str) -> None:
+    found = runs["generate"]
     assert found["ours"]["ids"] == found["torch"]["ids"]
     assert "the same ids on both sides: yes" in told
     assert set(found["torch"]["rates"]) == {"one by one", "3 at a time"}
     assert set(found["ours"]["rates"]) == {"3 at a time"}
 
 
-@pytest.mark.slow
-def test_encoders(tmp_path: Path) -> None:
-    told, found = run("encoders.py", tmp_path / "found.json", "--samples", "2", "--batch", "5")
+def _check_towers(runs: Runs, told: str) -> None:
     for name in ("vision", "audio"):
-        mine, others = found["ours"]["features"][name], found["torch"]["features"][name]
+        mine, others = (runs["encoders"][side]["features"][name] for side in ("ours", "torch"))
         assert len(mine) == len(others) == 8
         for one, other in zip(mine, others, strict=True):
             assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
         assert f"\n{name}" in told
 
 
-@pytest.mark.slow
-def test_train_step(tmp_path: Path) -> None:
-    # At this rate five steps move the loss by more than the batches differ.
-    told, found = run("train_step.py", tmp_path / "found.json", "--dropout", "0", "--rate", "1e-3")
+def _check_training(runs: Runs, told: str) -> None:
+    """At this rate five steps move the loss by more than the batches differ."""
+    found = runs["train_step"]
     lines = told.splitlines()
     assert lines[-1] == "the same computation: yes"
     for mode in ("in the loop", "cached"):
@@ -61,8 +76,12 @@ def test_train_step(tmp_path: Path) -> None:
         assert ours["norm"] == pytest.approx(torch["norm"], rel=1e-3)
         assert len(set(torch["losses"])) == 5
 
-    rows = {line[:22].strip(): line[22:].split() for line in lines if line.startswith(MODES) and " - " in line}
-    assert list(rows) == [f"{mode}, {side}" for mode in MODES for side in ("torch", "ours")]
+    rows = {
+        line[:22].strip(): line[22:].split()
+        for line in lines
+        if line.startswith((*MODES, "full rows, ours")) and " - " in line
+    }
+    assert list(rows) == [*(f"{mode}, {side}" for mode in MODES for side in ("torch", "ours")), "full rows, ours"]
     for name, (rate, low, _, high, tokens, *_) in rows.items():
         mode, side = name.rsplit(", ", 1)
         result = found[side][mode]
