@@ -62,7 +62,8 @@ demo() {
   "${affectgpt[@]}" synth "$folder/data" --features --train "$TRAIN" --validation 8 --test 64 &&
     "${affectgpt[@]}" train demo weights.vision=null weights.audio=null \
       "weights.tokenizer=$folder/data/tokenizer" "data.shards=$folder/data" model.vision_width=64 model.audio_width=64 \
-      "train.output=$folder/run" "train.steps=$STEPS" train.optimizer.warmup_steps=2 evaluate.max_new=16 &&
+      "train.output=$folder/run" "train.steps=$STEPS" train.optimizer.warmup_steps=2 \
+      train.log_every=1 evaluate.max_new=16 &&
     "${affectgpt[@]}" evaluate "$folder/run" --plain &&
     "$PYTHON" -c 'import json, sys
 losses = [line["loss"] for line in map(json.loads, open(sys.argv[1])) if "loss" in line]

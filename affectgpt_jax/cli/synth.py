@@ -46,13 +46,14 @@ def run(args: argparse.Namespace) -> int:
     counts = _counts(args)
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers must be at least 1, not {args.workers}")
+    if args.features:
+        # Ahead of the bar: TFDS is imported under a rule of its own, which the bar's thread would fall foul of.
+        from data_prep.synth.features import write_features
     console = Console()
     columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("clips", total=sum(counts))
         if args.features:
-            from data_prep.synth.features import write_features
-
             found = write_features(
                 args.out,
                 counts,
