@@ -91,3 +91,39 @@ def _check_training(runs: Runs, told: str) -> None:
         assert float(tokens) == pytest.approx(read / result["seconds"], rel=1e-2, abs=1)
     ratios = [line for line in lines if line.startswith("ours, ") and "x (" in line]
     assert len(ratios) == 4
+
+
+@pytest.mark.slow
+def test_recipe(tmp_path: Path) -> None:
+    """Both ways go through as many samples, at rates that follow from their batches; a second call trains nothing."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        ran = subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran
+
+    data = str(tmp_path / "data")
+    counts = ("--train", "24", "--validation", "4", "--test", "1")
+    run("-m", "affectgpt_jax.cli", "synth", data, "--features", *counts)
+    recipe = [
+        str(ROOT / "benchmarks" / "recipe.py"), "smoke", f"data.shards={data}", f"weights.tokenizer={data}/tokenizer",
+        "--samples", "24", "--rows", "4", "--seeds", "1", "--exponents", "0.5", "--weightings", "reference",
+        "--points", "2", "--rate", "1e-3", "--json", str(tmp_path / "found.json"),
+    ]  # fmt: skip
+    told = run(*recipe).stdout
+    found = {way: results[0] for way, results in json.loads((tmp_path / "found.json").read_text()).items()}
+    assert set(found) == {"original", "packed, reference, 0.5"}
+    original, packed = found["original"], found["packed, reference, 0.5"]
+    assert (original["steps"], original["rate"]) == (8, 1e-3)
+    assert 1 < packed["steps"] < 8
+    assert packed["rate"] == pytest.approx(1e-3 * (24 / packed["steps"] / 3) ** 0.5)
+    for way, result in found.items():
+        assert len(result["losses"]) == 2
+        (line,) = (line for line in told.splitlines() if line.startswith(way))
+        assert f"{result['losses'][-1]:.4f} ± 0.0000" in line
+    changed = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")}
+    assert run(*recipe).stdout == told
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.jsonl")} == changed
