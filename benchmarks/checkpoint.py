@@ -10,6 +10,7 @@ turns; on disk means that the file system has it (fsync). Needs the extra [torch
 
 import argparse
 import os
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,14 @@ from typing import Any
 import numpy as np
 from common.sides import Found, add_arguments, compare
 
-SHAPES = {"7b": 1.0, "tiny": 0.01}
-"""Share of the published setting's layers' width."""
-LAYERS, RANK = 28, 16
-WIDTHS = {
-    "q_proj": (3584, 3584), "k_proj": (3584, 512), "v_proj": (3584, 512), "o_proj": (3584, 3584),
-    "gate_proj": (3584, 18944), "up_proj": (3584, 18944), "down_proj": (18944, 3584),
-}  # fmt: skip
-FUSION = (3584, 4680)
-"""Its projections, as one matrix of as many numbers."""
+from affectgpt_jax.config import load_config
+from affectgpt_jax.models.affectgpt import AffectGPT
+from affectgpt_jax.weights.initial import parameter_shapes
+from affectgpt_jax.weights.table import nest, paths
+from affectgpt_jax.weights.trainable import split
+
+SHAPES = {"7b": "affectgpt_qwen2.5_7b_face", "tiny": "smoke"}
+"""Configs whose trained parameters are saved."""
 STAGES = ("stands still", "on disk", "read")
 
 
@@ -43,31 +43,28 @@ def show(args: argparse.Namespace, found: Found) -> None:
     print(f"{args.shape}: {size / 1e6:.0f} MB, {found['ours'][0]['device']}, {args.runs} runs in turn\n")
     print(f"{'seconds':<16}{'torch':>10}{'spread':>20}{'ours':>10}{'spread':>20}{'torch / ours':>14}")
     for stage in STAGES:
-        sides = {side: sorted(result[stage] for result in results) for side, results in found.items()}
+        sides = {side: [result[stage] for result in results] for side, results in found.items()}
+        middle = {side: statistics.median(values) for side, values in sides.items()}
         cells = "".join(
-            f"{values[len(values) // 2]:>10.3f}{f'{values[0]:.3f} - {values[-1]:.3f}':>20}" for values in sides.values()
+            f"{middle[side]:>10.3f}{f'{min(values):.3f} - {max(values):.3f}':>20}" for side, values in sides.items()
         )
-        ratio = sides["torch"][len(sides["torch"]) // 2] / sides["ours"][len(sides["ours"]) // 2]
-        print(f"{stage:<16}{cells}{ratio:>13.2f}x")
+        print(f"{stage:<16}{cells}{middle['torch'] / middle['ours']:>13.2f}x")
 
 
-def trained(share: float) -> dict[str, np.ndarray]:
-    """Parameters by name: A and B of every linear map, stacked over layers, and the fusion."""
+def trained(name: str) -> dict[str, np.ndarray]:
+    """A config's trained parameters by path, random numbers."""
+    config = load_config(name)
+    shapes, _ = split(config.model, parameter_shapes(AffectGPT(config.model)), config.train.trainable)
     rng = np.random.default_rng(0)
-
-    def draw(*shape: int) -> np.ndarray:
-        return rng.standard_normal(tuple(max(2, int(n * share)) for n in shape), np.float32)
-
-    params = {"fusion": draw(*FUSION)}
-    for name, (width, out) in WIDTHS.items():
-        params |= {f"{name}/lora_a": draw(LAYERS * width, RANK), f"{name}/lora_b": draw(LAYERS * RANK, out)}
-    return params
+    return {path: rng.standard_normal(x.shape, np.float32) for path, x in paths(shapes).items()}
 
 
 def theirs(args: argparse.Namespace) -> dict[str, Any]:
     """torch.save and torch.load."""
+    import jax
     import torch
 
+    jax.config.update("jax_platforms", "cpu")  # the shapes come from it, the device is torch's
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tensors = {name: torch.from_numpy(x).to(device) for name, x in trained(SHAPES[args.shape]).items()}
     state = {name: {"exp_avg": torch.zeros_like(x), "exp_avg_sq": torch.zeros_like(x)} for name, x in tensors.items()}
@@ -90,10 +87,12 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from affectgpt_jax.checkpoint import Checkpoints, targets
+    from affectgpt_jax.training.optimizer import make_optimizer
 
-    params = jax.tree.map(jnp.asarray, trained(SHAPES[args.shape]))
-    moments = {name: jax.tree.map(jnp.zeros_like, params) for name in ("mu", "nu")}
-    items = {"params": params, "progress": {"step": jnp.asarray(1), "optimizer": moments}}
+    params = nest(jax.tree.map(jnp.asarray, trained(SHAPES[args.shape])))
+    config = load_config(SHAPES[args.shape]).train
+    optimizer = make_optimizer(config.optimizer, config.steps).init(params)
+    items = {"params": params, "progress": {"step": jnp.asarray(1), "optimizer": optimizer}}
     jax.block_until_ready(items)
     folder = args.folder / f"run-{time.time_ns()}"
     checkpoints = Checkpoints(folder, keep=2)

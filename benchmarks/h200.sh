@@ -16,8 +16,11 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 PYTHON=${PYTHON:-python3} OUT=${OUT:-h200} LIMIT=${LIMIT:-590} RUNS=${RUNS:-1}
-shape=gpu
-[[ "${1:-}" == --shape ]] && shape=$2
+case "$*" in
+  '') shape=gpu ;;
+  '--shape tiny') shape=tiny ;;
+  *) echo "usage: bash benchmarks/h200.sh [--shape tiny]" >&2 && exit 2 ;;
+esac
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 rm -f "$OUT"/*.json "$OUT"/*.log "$OUT"/table.txt "$OUT"/state.txt

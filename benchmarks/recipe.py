@@ -122,7 +122,10 @@ def steps_for(name: str, changes: Sequence[str], samples: int) -> int:
     """The fewest steps of a config that go through so many samples."""
     config, tokenizer = resolve(load_config(name, changes))
     plan = make_data(config, tokenizer, open_training_shards(config), lambda _: None).plan
-    return bisect_left(range(samples + 1), samples, key=plan.samples_before)
+    most = 1
+    while plan.samples_before(most) < samples:  # no far pass is planned for want of a bound
+        most *= 2
+    return bisect_left(range(most + 1), samples, key=plan.samples_before)
 
 
 def show(args: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:

@@ -16,19 +16,20 @@ Found = dict[str, list[Any]]
 
 
 class Line(NamedTuple):
-    """One quantity: torch's, ours, and what the ratio or ours should be at least ("x" or a number) or at most ("<")."""
+    """One quantity: torch's, ours, what is asked of the ratio ("x") or of ours, and whether less is better."""
 
     name: str
     torch: float | None
     ours: float
     asked: str = ""
+    less: bool = False
 
     @property
     def ratio(self) -> float | None:
-        """Ours over torch's; for times the other way about."""
+        """How many times better ours is."""
         if not self.torch or not self.ours:
             return None
-        return self.torch / self.ours if self.name.endswith(", s") else self.ours / self.torch
+        return self.torch / self.ours if self.less else self.ours / self.torch
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def training(found: Found) -> Iterator[Line]:
         yield Line("training, natural, mfu_lora", None, share, "0.41")
     yield Line("training, full rows, tokens/s", None, rate("ours", "full rows", 1), "12,700; NeMo on an H100 14,110")
     starts = [statistics.median(result["start"] for result in found[side]) for side in ("torch", "ours")]
-    yield Line("start to first step, s", *starts)
+    yield Line("start to first step, s", *starts, less=True)
 
 
 def answers(found: Found) -> Iterator[Line]:
@@ -97,9 +98,8 @@ def checkpoints(found: Found) -> Iterator[Line]:
     """Seconds of saving and reading."""
     for stage in ("stands still", "on disk", "read"):
         sides = {side: statistics.median(result[stage] for result in found[side]) for side in found}
-        yield Line(
-            f"checkpoint, {stage}, s", sides["torch"], sides["ours"], "<= 0.5" if stage == "stands still" else ""
-        )
+        asked = "0.5 at most" if stage == "stands still" else ""
+        yield Line(f"checkpoint, {stage}, s", sides["torch"], sides["ours"], asked, less=True)
 
 
 def _median(found: Found, side: str, way: str) -> float:

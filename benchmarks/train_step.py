@@ -305,7 +305,7 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
     def on_device(x: np.ndarray) -> Any:
         return torch.from_numpy(np.ascontiguousarray(x)).to(device)
 
-    encoded: dict[str, Any] = {}
+    told: dict[str, Any] = {}
 
     @torch.no_grad()
     def encode(which: np.ndarray) -> list[Any]:
@@ -314,7 +314,7 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
         heard = on_device(np.concatenate([normalise_audio(sound[i]) for i in which]))
         heard = hubert_features(audio(heard, output_hidden_states=True))
         found = [x.view(len(which), FRAMES, -1) for x in (seen, heard)]
-        encoded.setdefault("first", [x[0, 0].tolist() for x in found])
+        told.setdefault("features", [x[0, 0].tolist() for x in found])
         return found
 
     def cached(which: np.ndarray) -> list[Any]:
@@ -364,7 +364,7 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
         norm = step(*next(batches), norm=True)
         finish()
         first = time.perf_counter() - started
-        encoded.setdefault("start", time.time() - args.spawned)
+        told.setdefault("start", time.time() - args.spawned)
         for batch in islice(batches, warmup(device)):
             step(*batch)
         finish()
@@ -401,8 +401,7 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
     settings = f"sdpa{', bf16, fused AdamW' if half else ''}{', torch.compile' if compiled else ', not compiled'}"
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if name != "language"}
     longest = max(len(one.tokens) for one in next(same_batches(vocabulary))[0])
-    facts = {"settings": settings, "padded": longest, "features": encoded["first"], "start": encoded["start"]}
-    return {**results, **sizes, **facts}
+    return {**results, **sizes, **told, "settings": settings, "padded": longest}
 
 
 def _endless(order: np.ndarray) -> Iterator[np.ndarray]:
@@ -525,13 +524,13 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
             ]
             yield jax.tree.map(lambda x: x[None], collate_rows(samples, rows))
 
-    found: dict[str, Any] = {}
+    told: dict[str, Any] = {}
 
     def run(batches: Iterator[Batch], steps: int, encode: bool = False) -> dict[str, Any]:
         def ready(host: Batch) -> tuple[Any, Batch]:
             if encode:
                 host = jax.tree.map(lambda x: x[None], encode_batch(encoders, jax.tree.map(lambda x: x[0], host)))
-                found.setdefault("first", [host.features[name][0, 0, 0, 0].tolist() for name in ("face", "audio")])
+                told.setdefault("features", [host.features[name][0, 0, 0, 0].tolist() for name in ("face", "audio")])
             return batch_work(host), put_batch(setup.mesh, host)
 
         def take(number: int) -> tuple[np.ndarray, list[Any]]:
@@ -548,7 +547,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         started = time.perf_counter()
         begin = take(1)[1]
         first = time.perf_counter() - started
-        found.setdefault("start", time.time() - args.spawned)
+        told.setdefault("start", time.time() - args.spawned)
         begin += take(warmup(jax.default_backend()))[1]
         started = time.perf_counter()
         done, metrics = take(steps)
@@ -573,8 +572,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         "flops": list(decoder_work(config.model.decoder, state.params, setup.frozen)),
         "peak": None if chip is None else chip.flops,
         "filled": results["natural"]["work"][1] / places,
-        "features": found["first"],
-        "start": found["start"],
+        **told,
     }
 
 

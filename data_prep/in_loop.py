@@ -41,12 +41,7 @@ def media_in_loop(config: RunConfig) -> MediaInLoop:
             "prepare the shards again, or name the corpus they were made from"
         )
     streams = {name: parse_stream(stream) for name, stream in model_streams(config).items()}
-    encoders = Encoders(
-        config.weights.vision,
-        config.weights.audio,
-        batch=min(_most(config, streams), BATCH),
-        dtype=config.prepare.dtype,
-    )
+    encoders = Encoders.of(config, min(_most(config, streams), BATCH))
     size = encoders.image_size if set(streams) - {"audio"} else 0
     faces = face_crops(config.prepare.faces, config.prepare.detector)
     read = MediaReader(tuple(files[name] for name in names), size, faces.media)

@@ -228,7 +228,7 @@ def prepare_split(
         return
     except UserError:
         pass  # not there, or not all of its streams: what is left is done
-    encoders = Encoders(config.weights.vision, config.weights.audio, dtype=config.prepare.dtype)
+    encoders = Encoders.of(config)
     # A clip that lacks something is answered all the same.
     settings = prepare_settings(config, streams=tuple(model_streams(config).values()), missing="keep")
     print(prepare(records, encoders, settings, shards, problems).summary())

@@ -159,7 +159,7 @@ def prepare_corpus(
         if limit is None
         else [problem for problem in listing.problems if not problem.name or problem.name in taken]
     )
-    encoders = Encoders(config.weights.vision, config.weights.audio, dtype=config.prepare.dtype)
+    encoders = Encoders.of(config)
     settings = prepare_settings(config, overwrite=overwrite, processes=processes, process=process)
     return prepare(records, encoders, settings, shards, problems)
 

@@ -63,6 +63,10 @@ class Part(NamedTuple):
     samples: int
     weight: float = 1.0
 
+    def before(self, epoch: int) -> int:
+        """Samples that all passes before this one have taken of it."""
+        return round(epoch * self.weight * self.samples)
+
 
 @dataclass(frozen=True, eq=False)
 class Pass:
@@ -257,6 +261,10 @@ class Plan:
                     f"data.row_{'length' if what == 'tokens' else 'targets'} or lower data.max_length"
                 )
 
+    @property
+    def _corpora(self) -> tuple[Part, ...]:
+        return self.parts or (Part(self.tokens.shape[1]),)
+
     def epoch(self, epoch: int) -> Pass:
         """All rows of a pass, shuffled. Each corpus is gone through sample by sample before it begins again."""
         with self._made.lock:
@@ -293,9 +301,9 @@ class Plan:
         choose = alternate_types if self.types == "alternate" else draw_types
         offset = 0
         chosen: list[tuple[Ints, Ints, Ints]] = []
-        for number, part in enumerate(self.parts or (Part(total),)):
+        for number, part in enumerate(self._corpora):
             # A corpus is one endless sequence of its permutations; a pass takes the next stretch of it.
-            first, last = (round(n * part.weight * part.samples) for n in (epoch, epoch + 1))
+            first, last = part.before(epoch), part.before(epoch + 1)
             for turn in range(first // part.samples, -(-last // part.samples)):
                 start = turn * part.samples
                 order = generator(self.seed, turn, f"order {number}").permutation(part.samples)
@@ -322,8 +330,8 @@ class Plan:
         """Samples that all steps before this one have gone through."""
         epoch, within = self.locate(step)
         rows = self.epoch(epoch)
-        whole = sum(round(epoch * part.weight * part.samples) for part in self.parts or (Part(self.tokens.shape[1]),))
-        return whole + int(rows.starts[min(within * self.step_rows, len(rows))])
+        whole = sum(part.before(epoch) for part in self._corpora)
+        return whole + int(rows.starts[within * self.step_rows])
 
     def epoch_steps(self, epoch: int) -> int:
         """Steps of a pass; the last one may hold empty rows."""

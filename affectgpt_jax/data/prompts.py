@@ -300,7 +300,10 @@ def _fill(what: str, templates: Mapping[str, str], kind: str, fields: Mapping[st
         raise UserError(f"Unknown question kind {kind!r}; known kinds: {', '.join(templates)}.")
     expected = sorted({field for _, field in _pieces(templates[kind]) if field})
     if sorted(fields) != expected:
-        raise UserError(f"The {what} of kind {kind!r} takes the fields {expected}, but {sorted(fields)} were given.")
+        raise UserError(
+            f"The {what} of kind {kind!r} takes the fields {expected}, but {sorted(fields)} were given "
+            "(--field KEY=VALUE)."
+        )
     return templates[kind].format(**fields)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from affectgpt_jax.config import RunConfig
 from affectgpt_jax.config.networks import Dtype
 from affectgpt_jax.data.preprocess import clip_pixels
 from affectgpt_jax.errors import UserError
@@ -58,6 +59,11 @@ class Encoders:
             for name, tower in (("vision", self._vision), ("audio", self._audio))
             if tower is not None
         }
+
+    @classmethod
+    def of(cls, config: RunConfig, batch: int = BATCH) -> Self:
+        """The towers that a config names, in the type that it wants; for the rest as a new object."""
+        return cls(config.weights.vision, config.weights.audio, batch=batch, dtype=config.prepare.dtype)
 
     def sized(self, batch: int) -> Self:
         """The same towers, of which a call takes another number of pictures, and of clips of sound."""

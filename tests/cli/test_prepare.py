@@ -19,7 +19,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A corpus of four clips, and the command that prepares it with towers that cost nothing."""
     write_corpus(tmp_path / "corpus", SplitCounts(2, 1, 1), seed=0, workers=1)
     towers = types.ModuleType("encoders")
-    towers.Encoders = lambda vision, audio, dtype: FakeEncoders()  # type: ignore[attr-defined]
+    towers.Encoders = types.SimpleNamespace(of=lambda config: FakeEncoders())  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "affectgpt_jax.inference.encoders", towers)
     (tmp_path / "run.yaml").write_text(f"prepare: {{corpus: {tmp_path / 'corpus'}}}\n")
     return ["prepare", str(tmp_path / "run.yaml"), f"data.shards={tmp_path / 'shards'}"]

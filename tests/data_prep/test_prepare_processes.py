@@ -341,7 +341,7 @@ def test_process_numbers_that_make_no_sense(
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A corpus of six clips, and the command that prepares it with towers that cost nothing, two clips a shard."""
     write_corpus(tmp_path / "corpus", SplitCounts(4, 1, 1), seed=0, workers=1)
-    monkeypatch.setattr("affectgpt_jax.inference.encoders.Encoders", lambda vision, audio: FakeEncoders())
+    monkeypatch.setattr("affectgpt_jax.inference.encoders.Encoders.of", lambda config: FakeEncoders())
     for name in (*SRUN, *MPIRUN):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "run.yaml").write_text(f"prepare: {{corpus: {tmp_path / 'corpus'}, shard_clips: 2}}\n")

@@ -124,9 +124,8 @@ def test_towers_in_half_precision(prepared: RunConfig) -> None:
         Encoders(prepared.weights.vision, prepared.weights.audio, batch=4, dtype=dtype)
         for dtype in ("float32", "bfloat16")
     )
-    for one, other in ((exact.vision, half.vision), (exact.audio, half.audio)):
-        x = pictures if one == exact.vision else sound
-        found, expected = other(x), one(x)
+    pairs = ((half.vision(pictures), exact.vision(pictures)), (half.audio(sound), exact.audio(sound)))
+    for found, expected in pairs:
         assert found.dtype == np.float32
         assert 0 < np.abs(found - expected).max() < 8 * 2.0**-8 * np.abs(expected).max()
     for name in ("vision_provenance", "audio_provenance"):

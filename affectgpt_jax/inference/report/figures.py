@@ -134,10 +134,10 @@ def training_curves(curves: Mapping[str, Curve], expected: Sequence[tuple[int, f
                 known = np.isfinite(held_out)
                 style: Any = {"marker": "o", "markersize": 3, "linewidth": 1, "color": theme.series[1]}
                 axes.plot(curves["step"][known], held_out[known], label="held out", **style)
-                axes.legend(frameon=False, fontsize=8)
             if name == "loss" and len(marks):
                 style = {"marker": "D", "markersize": 4, "linewidth": 1, "linestyle": "--", "color": theme.series[2]}
                 axes.plot(marks, [loss for _, loss in expected], label="expected", **style)
+            if axes.get_legend_handles_labels()[0]:
                 axes.legend(frameon=False, fontsize=8)
             axes.set_title(_PANELS[name])
             axes.set_xlabel("optimizer step")
@@ -175,7 +175,6 @@ def _curve(axes: "Axes", steps: Curve, values: Curve, theme: Theme, *, noisy: bo
     if noisy:
         axes.plot(steps, values, color=colour, alpha=0.5, linewidth=0.9, label="as logged")
         axes.plot(steps, smooth(values, _width(values)), color=colour, linewidth=2, label="smoothed")
-        axes.legend(frameon=False, fontsize=8)
         axes.set_ylim(bottom=0)
     else:
         axes.plot(steps, values, color=colour, linewidth=1.8)
