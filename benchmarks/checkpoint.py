@@ -2,7 +2,7 @@
 
   python benchmarks/checkpoint.py
 
-The trained parameters of the published setting (adapters of rank 16 and the fusion, 57M float32) and Adam's two
+The trained parameters of the published setting (adapters of rank 16 and the fusion, 54M float32) and Adam's two
 moments. torch as the authors have it: `torch.save` of a dictionary, and `torch.load`. Ours is `affectgpt train`'s
 checkpoint: Orbax, written in the background, read onto the devices. Each side is a process of its own, and they take
 turns; on disk means that the file system has it (fsync). Needs the extra [torch].
