@@ -25,6 +25,7 @@ COMMANDS = {
     "data": "check a corpus, or count what its shards cost to train on",
     "prepare": "decode and encode a corpus into feature shards",
     "tfds": "write joined streams or the clips themselves as TFDS data sets",
+    "scaling": "plan, run, fit and report scaling-law experiments",
     "plan": "see whether a job fits accelerators that are not here, how fast, how many chip-hours",
     "doctor": "check machine, data, weights and sizes before a run",
     "smoke": "try the devices and the storage of a run on a tiny model",

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -19,6 +19,7 @@ from affectgpt_jax.errors import UserError
 
 SHIPPED = Path(__file__).parent.parent / "configs"
 CLONE = Path(__file__).parents[2] / "configs"
+Checked = TypeVar("Checked", bound=Section)
 RUN_CONFIG = "config.yaml"
 """What a run folder calls its config."""
 
@@ -90,8 +91,11 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
 
 def _fields(section: type[Section], path: Sequence[str | int]) -> dict[str, Any]:
     """Fields of the section that a path of keys leads to; empty where it leads to no section."""
-    for part in path:
-        field = section.model_fields.get(str(part))
+    rest = [str(part) for part in path]
+    while rest:
+        field = section.model_fields.get(rest.pop(0))
+        if field is not None and get_origin(field.annotation) in (dict, tuple):
+            rest = rest[1:]  # its key, or number
         kinds = () if field is None else (field.annotation, *get_args(field.annotation))
         inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
         if not inner:
@@ -109,26 +113,44 @@ def _all_keys(section: type[Section], prefix: str = "") -> list[str]:
     return keys
 
 
-def _nearest(path: Sequence[str | int]) -> str:
+def _nearest(section: type[Section], path: Sequence[str | int]) -> str:
     """The valid key most like a wrong one: in the same section if anything there is alike, else anywhere."""
     *parents, last = (str(part) for part in path)
-    near = difflib.get_close_matches(last, _fields(RunConfig, parents), 1, 0.6)
+    near = difflib.get_close_matches(last, _fields(section, parents), 1, 0.6)
     if near:
         return ".".join([*parents, near[0]])
-    keys = _all_keys(RunConfig)
+    keys = _all_keys(section)
     same = [key for key in keys if key.split(".")[-1] == last]
     return (same or difflib.get_close_matches(".".join([*parents, last]), keys, 1, 0.0))[0]
 
 
-def _line(error: Mapping[str, Any]) -> str:
+def _line(section: type[Section], error: Mapping[str, Any]) -> str:
     path = list(error["loc"])
     key = ".".join(str(part) for part in path)
     if error["type"] == "extra_forbidden":
-        return f"unknown key {key}; nearest valid key: {_nearest(path)}"
+        return f"unknown key {key}; nearest valid key: {_nearest(section, path)}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key}: {message[0].lower()}{message[1:]} (found {error['input']!r})"
+
+
+def check_section(section: type[Checked], values: Any, origin: str) -> Checked:
+    """Values as a section.
+
+    Args:
+      section: what they should be.
+      values: sections and keys.
+      origin: where they come from, for messages.
+
+    Raises:
+      UserError: one line a problem, each with the key, what was found and the nearest valid key.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        lines = [_line(section, detail) for detail in error.errors()]
+        raise UserError(f"{origin}: " + "\n  ".join(lines)) from None
 
 
 def build_config(values: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -143,12 +165,7 @@ def build_config(values: Mapping[str, Any], origin: str, overrides: Sequence[str
       UserError: one line a problem, each with the key, what was found and the nearest valid key.
     """
     values = with_overrides(values, overrides)
-    origin = f"{origin} with {' '.join(overrides)}" if overrides else origin
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        lines = [_line(detail) for detail in error.errors()]
-        raise UserError(f"{origin}: " + "\n  ".join(lines)) from None
+    return check_section(RunConfig, values, f"{origin} with {' '.join(overrides)}" if overrides else origin)
 
 
 def load_config(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

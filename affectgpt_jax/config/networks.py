@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from affectgpt_jax.config.base import Section
-from affectgpt_jax.data.prompts import MODES, needs
+from affectgpt_jax.data.prompts import MODES, needs, unfused_mode
 from affectgpt_jax.errors import UserError
 
 Dtype = Literal["float32", "bfloat16"]
@@ -294,8 +294,7 @@ class ModelConfig(Section):
             raise ValueError(f"mode={self.mode!r} is unknown; one of {', '.join(sorted(MODES))}")
         if self.prefusion == "none" and "multi" in needs(self.mode).soft:
             raise ValueError(
-                f"prefusion=none has no multi token, but mode={self.mode} shows one; "
-                f"use mode={self.mode.split('_', 1)[1]}"
+                f"prefusion=none has no multi token, but mode={self.mode} shows one; use mode={unfused_mode(self.mode)}"
             )
         for name, kind in (("video", self.video), ("audio", self.audio), ("multi", self.prefusion)):
             tokens, table = getattr(self.tokens, name), getattr(self.positions, name)

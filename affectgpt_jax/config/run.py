@@ -64,6 +64,11 @@ class DataConfig(Section):
 
     shards: str = Field(default="", description="folder that `prepare` wrote, or its copy at gs://... or s3://...")
     mixture: tuple[MixtureConfig, ...] = Field(default=(), description="further corpora to train on")
+    samples: NonNegativeInt = Field(
+        default=0,
+        description="train on so many samples of data.shards only, the same for every seed, all of them among those of "
+        "a larger number; 0: on all",
+    )
     source: Literal["features", "media"] = Field(
         default="features", description="prepared features, or clips decoded and encoded in the loop"
     )
@@ -91,6 +96,8 @@ class DataConfig(Section):
             raise ValueError(
                 f"label_weights has {len(self.label_weights)} entries, label_types {len(self.label_types)}; one each"
             )
+        if self.mixture and self.samples:
+            raise ValueError(f"samples={self.samples} takes a part of one corpus; leave mixture empty, or samples at 0")
         if self.mixture and self.source == "media":
             raise ValueError("mixture needs prepared features: use source=features")
         if self.max_length + 2 > self.row_length:
@@ -183,7 +190,9 @@ class TrainConfig(Section):
 class ValidationConfig(Section):
     """Measuring on a held-out split while training, apart from the run's own data."""
 
-    every: NonNegativeInt = Field(default=0, description="optimizer steps between two validations; 0 never validates")
+    every: NonNegativeInt = Field(
+        default=0, description="optimizer steps between two validations, the last step is one too; 0 never validates"
+    )
     split: str = "validation"
     samples: PositiveInt = Field(default=512, description="samples whose loss is measured at most, the first ones")
     answers: NonNegativeInt = Field(

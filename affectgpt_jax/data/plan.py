@@ -109,6 +109,11 @@ def uniform(seed: int, turn: int, purpose: str, count: int) -> Floats:
     return generator(seed, turn, purpose).random(count)
 
 
+def choose_subset(total: int, count: int) -> Ints:
+    """Indices of `count` samples, in order; the same for every run, and all among those of a larger count."""
+    return np.sort(generator(0, 0, "subset").permutation(total)[:count])
+
+
 def draw_types(seed: int, turn: int, weights: Sequence[float], count: int) -> Ints:
     """The question type of each sample drawn anew every turn, as the reference does (QUIRKS 30)."""
     edges = np.cumsum(np.asarray(weights) / np.sum(weights))[:-1]
@@ -225,6 +230,7 @@ class Plan:
       weighting: what the loss is a mean over, see `loss_weights`; a batch is one round.
       group: see `loss_weights`.
       parts: the corpora of a mixture; empty means one corpus, once a pass.
+      subset: so many samples of the only corpus are gone through, see `choose_subset`; 0: all.
     """
 
     tokens: Ints
@@ -239,6 +245,7 @@ class Plan:
     weighting: LossWeighting = "token"
     group: int = 1
     parts: tuple[Part, ...] = ()
+    subset: int = 0
     _made: _Made = field(default_factory=_Made, repr=False)
 
     def __post_init__(self) -> None:
@@ -249,6 +256,10 @@ class Plan:
         """
         if not self.tokens.shape[1] or any(not part.samples for part in self.parts):
             raise UserError("the corpus split has no samples to train on")
+        if self.subset > self.tokens.shape[1]:
+            raise UserError(
+                f"data.samples={self.subset} is more than the {self.tokens.shape[1]} usable samples of the corpus split"
+            )
         for what, lengths, limit in (
             ("tokens", self.tokens, self.limits.tokens),
             ("target tokens", self.targets, self.limits.targets),
@@ -263,6 +274,8 @@ class Plan:
 
     @property
     def _corpora(self) -> tuple[Part, ...]:
+        if self.subset:
+            return (Part(self.subset),)
         return self.parts or (Part(self.tokens.shape[1]),)
 
     def epoch(self, epoch: int) -> Pass:
@@ -308,6 +321,8 @@ class Plan:
                 start = turn * part.samples
                 order = generator(self.seed, turn, f"order {number}").permutation(part.samples)
                 stretch = order[max(first - start, 0) : last - start] + offset
+                if self.subset:
+                    stretch = choose_subset(total, self.subset)[stretch]
                 types = choose(self.seed, turn, self.weights, total)[stretch]
                 chosen.append((stretch, np.full(len(stretch), turn), types))
             offset += part.samples

@@ -146,6 +146,16 @@ def needs(mode: str) -> Needs:
     )
 
 
+def unfused_mode(mode: str) -> str:
+    """The mode that uses the same streams and text without `multi`: for a model without pre-fusion."""
+    wanted = needs(mode)
+    return next(
+        other
+        for other in MODES
+        if needs(other).fused is None and (needs(other).streams, needs(other).text) == (wanted.streams, wanted.text)
+    )
+
+
 def matching_mode(mode: str, present: Collection[str]) -> str | None:
     """Finds the mode whose prompt speaks only of what a sample has.
 

@@ -102,6 +102,7 @@ def make_data(
         rounds=config.train.accumulate,
         weighting=data.weighting,
         group=data.group,
+        subset=data.samples,
         parts=tuple(Part(len(table.samples[:most]), w) for table, w in zip(tables, corpus.weights, strict=True)),
     )
     samples = np.concatenate([table.samples + corpus.offset(i) for i, table in enumerate(tables)])

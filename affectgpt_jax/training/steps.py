@@ -139,7 +139,8 @@ class Loop:
             self._works.append(work)
             pending = number, metrics
             self._store.check()
-            validates = self._validator is not None and number % validation.every == 0
+            due = number == train.steps or (self._validator is not None and number % validation.every == 0)
+            validates = self._validator is not None and due
             stops = asked_to_stop(number) or number == train.steps
             if validates or stops or number % train.checkpoint_every == 0:
                 state, pending = self._settle(*pending, state), None
@@ -200,6 +201,7 @@ class Loop:
         self._bad.append(step)
         while self._bad[0] <= step - RECENT:
             self._bad.popleft()
+        self._log.note(step, {"bad_loss": 1.0})
         if train.bad_loss == "stop":
             raise UserError(
                 f"{told}. Lower train.optimizer.peak, look at the samples (affectgpt explain), or pass over such steps "
@@ -210,7 +212,6 @@ class Loop:
                 f"{told}. That is the {len(self._bad)}th such step among the last {RECENT}, more than "
                 f"train.bad_losses={train.bad_losses}: lower train.optimizer.peak"
             )
-        self._log.note(step, {"bad_loss": 1.0})
         if train.bad_loss == "skip":
             self._log.say(f"{told}: no update")
             return state

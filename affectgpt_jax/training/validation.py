@@ -56,7 +56,8 @@ class Validator:
         """
         settings = config.validation
         corpus = mix([open_shards(config, settings.split, verify=False)], [1.0])
-        quiet = {"hide": DropoutRates(), "mixture": (), "workers": 0, "weighting": "token", "split": settings.split}
+        quiet = {"hide": DropoutRates(), "mixture": (), "samples": 0, "workers": 0}
+        quiet |= {"weighting": "token", "split": settings.split}
         self._config = config.model_copy(
             update={
                 "data": config.data.model_copy(update=quiet),

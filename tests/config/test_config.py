@@ -53,7 +53,7 @@ def test_base_circle(tmp_path: Path) -> None:
             ["model.decoder.base=int8", "train.trainable=[^fusion/,_proj/]"],
             ["'_proj/'", "decoder/layers/q_proj/kernel", "base=int8 cannot be trained", "base=float"],
         ),
-        (["model.prefusion=none"], ["prefusion=none", "mode=audio_face_text"]),
+        (["model.prefusion=none"], ["prefusion=none", "mode=face"]),
         (["model.mode=multi_face"], ["mode='multi_face' is unknown", "multiface_audio_face_text"]),
         (["prepare.streams=[face@8]"], ["lacks audio", "add audio@8"]),
         (["prepare.streams=[face@64,audio@8]", "model.video=qformer"], ["face@64", "positions.video=32"]),

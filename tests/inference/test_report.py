@@ -131,7 +131,7 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the drawing out, which takes most of a report's time."""
-    monkeypatch.setattr(figures, "_picture", lambda draw, size, alt: figures.Picture(b"", b"", (1, 1), alt))
+    monkeypatch.setattr(figures, "drawing", lambda draw, size, alt: figures.Picture(b"", b"", (1, 1), alt))
 
 
 def test_the_page_stands_alone(run: Path) -> None:

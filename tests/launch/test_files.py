@@ -18,11 +18,15 @@ import jsonschema
 import pytest
 import yaml
 
+from affectgpt_jax.cli.scaling import add_arguments as add_scaling_arguments
 from affectgpt_jax.cli.train import add_arguments
+from affectgpt_jax.scaling.draw import make_plan
+from affectgpt_jax.scaling.study import read_study
 from tests.conftest import ROOT
 
 LAUNCH = ROOT / "launch"
 JOBSETS = ("jobset.yaml", "jobset_gpu.yaml")
+STUDY = "scaling.yaml"
 CHIPS = sorted(path.stem for path in (LAUNCH / "xla").glob("*.env"))
 ALONE = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 """No questions to a metadata server, and no lock that another test may hold."""
@@ -39,7 +43,7 @@ def jobset(name: str) -> dict[str, Any]:
     return yaml.safe_load((LAUNCH / "gke" / name).read_text())
 
 
-@pytest.mark.parametrize("name", JOBSETS)
+@pytest.mark.parametrize("name", [*JOBSETS, STUDY])
 def test_a_jobset_is_of_its_schema(name: str) -> None:
     schema().validate(jobset(name))
 
@@ -89,6 +93,26 @@ def test_the_pods_fit_their_command(name: str) -> None:
         assert args.processes == job["parallelism"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"] == container["name"]
+
+
+def test_the_pods_of_a_study_train_one_run_each() -> None:
+    (group,) = jobset(STUDY)["spec"]["replicatedJobs"]
+    job = group["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    program, command, *words = container["command"]
+    assert (program, command) == ("affectgpt", "scaling")
+    parser = argparse.ArgumentParser()
+    add_scaling_arguments(parser)
+    # Kubernetes puts a pod's number in place of the variable.
+    args = parser.parse_args([word.replace("$(JOB_COMPLETION_INDEX)", "7") for word in words])
+    assert (args.action, args.study, args.only) == ("run", "STUDY", [7])
+    assert job["completionMode"] == "Indexed"
+    assert job["completions"] == len(make_plan(read_study("scaling/synthetic"), ROOT).runs)
+    (rule,) = (rule for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule)
+    assert rule["action"] == "FailIndex"
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
 
 @pytest.mark.parametrize("chip", CHIPS)

@@ -81,7 +81,7 @@ def test_help_says_how_to_call_it(script: Path) -> None:
     done = run(script, "--help")
     assert done.returncode == 0
     assert str(script) in done.stdout
-    assert "CONFIG" in done.stdout
+    assert re.search(r"\bCONFIG|\bSTUDY", done.stdout)
     assert "set -euo" not in done.stdout
     assert "SBATCH --" not in done.stdout
     assert os.access(ROOT / script, os.X_OK)
@@ -109,6 +109,16 @@ def test_a_task_of_an_array_takes_its_line() -> None:
     assert done.returncode != 0
     assert "has 3 lines, none for task 3" in done.stderr
     assert "not in an array" in run("launch/slurm_array.sbatch", "launch/sweep.txt", "cpu", "demo").stderr
+
+
+def test_a_task_of_a_studys_array_trains_its_run() -> None:
+    environ = SHELL | {"SLURM_ARRAY_TASK_ID": "7"}
+    (line,) = commands("launch/scaling.sbatch", "--dry-run", "cpu", "scaling/synthetic", "--again", environ=environ)
+    assert line == [
+        *("exec", "affectgpt", "scaling", "run", "scaling/synthetic", "--only", "7", "--before", "srun", "--again")
+    ]
+    assert "not in an array" in run("launch/scaling.sbatch", "cpu", "scaling/synthetic").stderr
+    assert "which study" in run("launch/scaling.sbatch", "cpu", environ=environ).stderr
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ class Picture(NamedTuple):
     alt: str
 
 
-def _picture(draw: Callable[["Figure", Theme], None], size: tuple[float, float], alt: str) -> Picture:
+def drawing(draw: Callable[["Figure", Theme], None], size: tuple[float, float], alt: str) -> Picture:
     """Draw under both themes; the ground stays transparent."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -152,7 +152,7 @@ def training_curves(curves: Mapping[str, Curve], expected: Sequence[tuple[int, f
     if len(marks):
         told = (f"{loss:.3g} at step {mark:,.0f}" for mark, (_, loss) in zip(marks, expected, strict=True))
         alt += f" Expected losses: {', '.join(told)}."
-    return _picture(draw, (10.2, 5.8), alt)
+    return drawing(draw, (10.2, 5.8), alt)
 
 
 def _steps_at(samples: Sequence[int], curves: Mapping[str, Curve]) -> Curve:
@@ -216,7 +216,7 @@ def need_bars(by_need: Mapping[str, Mapping[str, Any]], plain: str) -> Picture:
         + ", ".join(f"{case} {value:.2f}" for case in cases if (value := rate(modality, case)) is not None)
         for modality in by_need
     ]
-    return _picture(draw, (8.4, 3.2), f"Hit rates. {'; '.join(parts)}.")
+    return drawing(draw, (8.4, 3.2), f"Hit rates. {'; '.join(parts)}.")
 
 
 def reliability(fits: Mapping[str, Sequence[Sequence[float]]]) -> Picture:
@@ -244,7 +244,7 @@ def reliability(fits: Mapping[str, Sequence[Sequence[float]]]) -> Picture:
         f"{name}: " + ", ".join(f"{right:.2f} true at {found:.2f} ({clips:.0f})" for clips, found, right in bins)
         for name, bins in fits.items()
     ]
-    return _picture(draw, (3.3 * len(fits), 3.4), f"Reliability. {'; '.join(parts)}.")
+    return drawing(draw, (3.3 * len(fits), 3.4), f"Reliability. {'; '.join(parts)}.")
 
 
 def confusion_picture(table: Confusion) -> Picture:
@@ -276,7 +276,7 @@ def confusion_picture(table: Confusion) -> Picture:
     alt = (
         "Share of clips answered with the true group: " + ", ".join(f"{row} {x:.0%}" for row, x in right.items()) + "."
     )
-    return _picture(draw, (1.9 + 0.78 * len(table.columns), 1.3 + 0.42 * len(table.rows)), alt)
+    return drawing(draw, (1.9 + 0.78 * len(table.columns), 1.3 + 0.42 * len(table.rows)), alt)
 
 
 def _row_titles(table: Confusion) -> Sequence[str]:

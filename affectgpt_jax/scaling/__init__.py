@@ -1,0 +1,1 @@
+"""Scaling-law experiments: a study is planned, run, fitted and reported."""
