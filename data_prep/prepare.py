@@ -12,8 +12,6 @@ A stream that joins a corpus takes over the clips, their order and their ranges 
 touched.
 """
 
-import errno
-import fcntl
 import json
 import shutil
 import time
@@ -44,6 +42,7 @@ from affectgpt_jax.data.shard_schema import (
 from affectgpt_jax.data.shard_writer import publish_stream, write_feature_shard, write_text_shard
 from affectgpt_jax.data.shards import open_corpus
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.machine import NoLocks, lock
 from affectgpt_jax.replacing import replacing
 from data_prep.encode import Encoders, MissingPolicy, encode_clips, provenance_of
 from data_prep.faces import FaceCrops, FacePolicy, face_crops
@@ -257,13 +256,11 @@ def _locked(staging: Path, processes: int) -> Iterator[None]:
             raise UserError(f"{staging} could not be written: {error.strerror}. Free or mend its place.") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
-                raise
+            lock(file, wait=True)
+        except NoLocks as error:
             if processes > 1:
                 raise UserError(
-                    f"the file system of {staging.parent} has no locks ({error.strerror}), without which several "
+                    f"the file system of {staging.parent} has no locks ({error}), without which several "
                     "processes cannot share a preparation; prepare with --processes 1, or on another file system"
                 ) from error
         yield

@@ -6,7 +6,7 @@
   affectgpt scaling fit STUDY       laws with intervals; also of a table from elsewhere: fit RESULTS.csv
   affectgpt scaling report STUDY    one page
 
-STUDY is a YAML file or a shipped study (scaling/synthetic). docs/scaling_laws.md explains it.
+STUDY is a YAML file or a shipped study (scaling/synthetic). configs/scaling/synthetic.yaml is an example.
 """
 
 import argparse
@@ -172,6 +172,7 @@ def run_run(args: argparse.Namespace) -> int:
     # Devices are for the trainings, which are processes of their own.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from affectgpt_jax.accelerators import any_accelerator
+    from affectgpt_jax.machine import available_cores
     from affectgpt_jax.scaling.run import Ways, claim, run_all
 
     plan = _stored(args.study)
@@ -183,8 +184,7 @@ def run_run(args: argparse.Namespace) -> int:
     if args.part is not None and args.part not in plan.study.parts:
         raise UserError(f"--part {args.part}: the study has {', '.join(plan.study.parts)}")
     runs = [plan.runs[i] for i in numbers if args.part is None or args.part in plan.runs[i].parts]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = args.jobs or (1 if any_accelerator() else max(1, min(cores, len(runs))))
+    jobs = args.jobs or (1 if any_accelerator() else max(1, min(available_cores(), len(runs))))
     with claim(plan.study.folder / "data.lock", wait=True):
         _write_data(plan)
     say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
@@ -230,7 +230,7 @@ def _write_data(plan: "Plan") -> None:
     from data_prep.synth import SplitCounts
     from data_prep.synth.features import write_features
 
-    counts = SplitCounts(max(run.cost.captions for run in plan.runs), synthetic.validation, synthetic.test)
+    counts = SplitCounts(plan.captions, synthetic.validation, synthetic.test)
     found = write_features(shards, counts, synthetic.seed)
     if not found.reused:
         print(f"{shards}: {sum(counts)} samples written in {found.seconds:.1f} s", file=sys.stderr)
@@ -265,7 +265,7 @@ def run_fit(args: argparse.Namespace) -> int:
     if path is not None:
         records = [as_record(finding, found.budgets) for finding in found.findings]
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(records, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         print(f"written: {path}")
     return 0 if any(finding.fit for finding in found.findings) else 1
 
@@ -287,7 +287,7 @@ def run_report(args: argparse.Namespace) -> int:
 
 def _find(args: argparse.Namespace) -> _Found:
     from affectgpt_jax.scaling.budget import parse_budgets
-    from affectgpt_jax.scaling.findings import Options, differences, find_all, groups_of, measured_flops_per_s
+    from affectgpt_jax.scaling.findings import Options, differences, find, groups_of, measured_flops_per_s
     from affectgpt_jax.scaling.points import read_csv
     from affectgpt_jax.scaling.report import Source, reproduce
 
@@ -296,7 +296,7 @@ def _find(args: argparse.Namespace) -> _Found:
         raise UserError(f"--bootstrap {args.bootstrap}: expected 0, or 2 and more")
     if Path(args.study).suffix.lower() == ".csv":
         options = options._replace(budgets=parse_budgets(args.budget, None))
-        findings = find_all({Path(args.study).name: read_csv(args.study)}, options)
+        findings = [find(Path(args.study).name, read_csv(args.study), options)]
         commands = [f"affectgpt scaling report {args.study}"]
         return _Found(Source(args.study, None, (), commands), None, findings, [], dict(options.budgets))
     from affectgpt_jax.scaling.plan import read_plan
@@ -312,7 +312,7 @@ def _find(args: argparse.Namespace) -> _Found:
     if unknown := set(parts) - set(plan.study.parts):
         raise UserError(f"--part {unknown.pop()}: the study has {', '.join(plan.study.parts)}")
     options = options._replace(budgets=parse_budgets(args.budget, measured_flops_per_s(rows)))
-    findings = find_all(groups_of(rows, parts), options)
+    findings = [find(title, group, options) for title, group in groups_of(rows, parts).items()]
     source = Source(plan.study.name, plan, rows, reproduce(args.study, args.budget))
     return _Found(source, plan.study.folder, findings, differences(rows), dict(options.budgets))
 

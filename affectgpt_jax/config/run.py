@@ -96,8 +96,6 @@ class DataConfig(Section):
             raise ValueError(
                 f"label_weights has {len(self.label_weights)} entries, label_types {len(self.label_types)}; one each"
             )
-        if self.mixture and self.samples:
-            raise ValueError(f"samples={self.samples} takes a part of one corpus; leave mixture empty, or samples at 0")
         if self.mixture and self.source == "media":
             raise ValueError("mixture needs prepared features: use source=features")
         if self.max_length + 2 > self.row_length:

@@ -58,14 +58,23 @@ class Part(NamedTuple):
     Attributes:
       samples: how many it has.
       weight: how often it is gone through in a pass; 0.25 takes a quarter of it each time, and all of it in four.
+      subset: so many of its samples are gone through; 0: all.
     """
 
     samples: int
     weight: float = 1.0
+    subset: int = 0
+
+    @property
+    def used(self) -> Ints:
+        """Which of its samples are gone through: the same in every run, all of them among those of a larger subset."""
+        if not self.subset:
+            return np.arange(self.samples)
+        return np.sort(generator(0, 0, "subset").permutation(self.samples)[: self.subset])
 
     def before(self, epoch: int) -> int:
         """Samples that all passes before this one have taken of it."""
-        return round(epoch * self.weight * self.samples)
+        return round(epoch * self.weight * (self.subset or self.samples))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +116,6 @@ def generator(seed: int, turn: int, purpose: str) -> np.random.Generator:
 def uniform(seed: int, turn: int, purpose: str, count: int) -> Floats:
     """`count` numbers in [0, 1), one a sample, that depend on nothing but the arguments and the sample's index."""
     return generator(seed, turn, purpose).random(count)
-
-
-def choose_subset(total: int, count: int) -> Ints:
-    """Indices of `count` samples, in order; the same for every run, and all among those of a larger count."""
-    return np.sort(generator(0, 0, "subset").permutation(total)[:count])
 
 
 def draw_types(seed: int, turn: int, weights: Sequence[float], count: int) -> Ints:
@@ -230,7 +234,6 @@ class Plan:
       weighting: what the loss is a mean over, see `loss_weights`; a batch is one round.
       group: see `loss_weights`.
       parts: the corpora of a mixture; empty means one corpus, once a pass.
-      subset: so many samples of the only corpus are gone through, see `choose_subset`; 0: all.
     """
 
     tokens: Ints
@@ -245,7 +248,6 @@ class Plan:
     weighting: LossWeighting = "token"
     group: int = 1
     parts: tuple[Part, ...] = ()
-    subset: int = 0
     _made: _Made = field(default_factory=_Made, repr=False)
 
     def __post_init__(self) -> None:
@@ -256,10 +258,11 @@ class Plan:
         """
         if not self.tokens.shape[1] or any(not part.samples for part in self.parts):
             raise UserError("the corpus split has no samples to train on")
-        if self.subset > self.tokens.shape[1]:
-            raise UserError(
-                f"data.samples={self.subset} is more than the {self.tokens.shape[1]} usable samples of the corpus split"
-            )
+        for part in self.parts:
+            if part.subset > part.samples:
+                raise UserError(
+                    f"data.samples={part.subset} is more than the {part.samples} usable samples of the corpus split"
+                )
         for what, lengths, limit in (
             ("tokens", self.tokens, self.limits.tokens),
             ("target tokens", self.targets, self.limits.targets),
@@ -274,8 +277,6 @@ class Plan:
 
     @property
     def _corpora(self) -> tuple[Part, ...]:
-        if self.subset:
-            return (Part(self.subset),)
         return self.parts or (Part(self.tokens.shape[1]),)
 
     def epoch(self, epoch: int) -> Pass:
@@ -316,13 +317,11 @@ class Plan:
         chosen: list[tuple[Ints, Ints, Ints]] = []
         for number, part in enumerate(self._corpora):
             # A corpus is one endless sequence of its permutations; a pass takes the next stretch of it.
-            first, last = part.before(epoch), part.before(epoch + 1)
-            for turn in range(first // part.samples, -(-last // part.samples)):
-                start = turn * part.samples
-                order = generator(self.seed, turn, f"order {number}").permutation(part.samples)
+            first, last, used = part.before(epoch), part.before(epoch + 1), part.used
+            for turn in range(first // len(used), -(-last // len(used))):
+                start = turn * len(used)
+                order = used[generator(self.seed, turn, f"order {number}").permutation(len(used))]
                 stretch = order[max(first - start, 0) : last - start] + offset
-                if self.subset:
-                    stretch = choose_subset(total, self.subset)[stretch]
                 types = choose(self.seed, turn, self.weights, total)[stretch]
                 chosen.append((stretch, np.full(len(stretch), turn), types))
             offset += part.samples

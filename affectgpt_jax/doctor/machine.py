@@ -23,6 +23,7 @@ from affectgpt_jax import accelerators
 from affectgpt_jax.distributed import Place, find_place, this_machine
 from affectgpt_jax.doctor.findings import Finding, Question, amount, fault, within
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.machine import available_cores
 from affectgpt_jax.version import __version__
 
 PACKAGE = "affectgpt-jax"
@@ -37,10 +38,9 @@ OPEN_FILES = 1024
 
 def environment(question: Question) -> Iterator[Finding]:
     """Python, operating system, and whether this is one process of several."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = (
         f"affectgpt {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}, "
-        f"{cores} cores, {amount(host_memory())} free memory"
+        f"{available_cores()} cores, {amount(host_memory())} free memory"
     )
     yield Finding("environment", "ok", found)
     try:

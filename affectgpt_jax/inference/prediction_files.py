@@ -7,8 +7,6 @@ same company.
 """
 
 import csv
-import errno
-import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, BinaryIO, Self
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.inference.answer_file import begin, count_lines, keep_lines
 from affectgpt_jax.inference.predict import Failed, Prediction
+from affectgpt_jax.machine import NoLocks, lock
 from affectgpt_jax.replacing import replacing
 
 TEXTS = ("clip", "error", "question", "answer", "subtitle", "run", "model", "version", "limits")
@@ -137,17 +136,15 @@ def _lock(file: Path, path: Path) -> BinaryIO:
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror}); name another --output") from error
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        taken = lock(opened, wait=False)
+    except NoLocks:
+        return opened
+    except OSError:
         opened.close()
-        raise UserError(
-            f"--output {path} is being written by another process; wait for it, or name another --output"
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
-            opened.close()
-            raise
-        # The file system has no locks.
+        raise
+    if not taken:
+        opened.close()
+        raise UserError(f"--output {path} is being written by another process; wait for it, or name another --output")
     return opened
 
 

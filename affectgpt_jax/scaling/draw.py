@@ -26,7 +26,7 @@ from affectgpt_jax.scaling.plan import Cost, Lengths, Plan, Run
 from affectgpt_jax.scaling.study import Setting, StudyConfig, settings
 from affectgpt_jax.weights.initial import parameter_shapes
 from affectgpt_jax.weights.table import paths
-from affectgpt_jax.weights.trainable import is_trained
+from affectgpt_jax.weights.trainable import split
 
 GIB = 2**30
 FEWEST = 8
@@ -48,8 +48,8 @@ def make_plan(study: StudyConfig, beside: Path) -> Plan:
     reckoner = _Reckoner(study, base, lengths)
     parts: dict[Setting, list[str]] = {}
     for name, part in study.parts.items():
-        for setting in settings(part):
-            complete = reckoner.complete(setting, part.captions_per_parameter, name)
+        for setting, flops in settings(part):
+            complete = reckoner.complete(setting, flops, part.captions_per_parameter, name)
             parts.setdefault(complete, []).append(name)
     runs = [
         reckoner.run(setting, tuple(names), seed) for setting, names in parts.items() for seed in range(study.seeds)
@@ -64,11 +64,13 @@ class _Reckoner:
         self._study, self._base, self._lengths = study, base, lengths
         self._shaped = cache(self._shape)
 
-    def complete(self, setting: Setting, captions_per_parameter: float | None, part: str) -> Setting:
+    def complete(
+        self, setting: Setting, flops: float | None, captions_per_parameter: float | None, part: str
+    ) -> Setting:
         """A setting with its captions: what its compute pays for, or what a ladder gives its size."""
         captions = setting.captions
-        if setting.flops is not None:
-            captions = round(setting.flops / setting.epochs / self._caption_flops(setting))
+        if flops is not None:
+            captions = round(flops / setting.epochs / self._caption_flops(setting))
         elif captions_per_parameter is not None:
             captions = round(captions_per_parameter * self._shaped(self.shape(setting)).parameters)
         if captions is None or captions < FEWEST:
@@ -76,7 +78,7 @@ class _Reckoner:
                 f"parts.{part}: size {setting.size} would be trained on {captions} captions, fewer than {FEWEST}; "
                 "leave it out, or give it more compute"
             )
-        return setting._replace(captions=captions, flops=None)
+        return setting._replace(captions=captions)
 
     def run(self, setting: Setting, parts: tuple[str, ...], seed: int) -> Run:
         """A run with what it takes."""
@@ -152,17 +154,13 @@ class _Reckoner:
             refused = (
                 f"needs {peak / GIB:.1f} GiB of {limit / GIB:.1f} a device (affectgpt plan finds a change that fits)"
             )
-        decoder = job.config.model.decoder
-        shapes = paths(parameter_shapes(AffectGPT(job.config.model)))
-        sizes = {path: math.prod(leaf.shape) for path, leaf in shapes.items()}
-        trained = sum(
-            size for path, size in sizes.items() if is_trained(job.config.model, path, config.train.trainable)
-        )
+        model = job.config.model
+        shapes = parameter_shapes(AffectGPT(model))
         return _Shape(
-            parameters=sum(size for path, size in sizes.items() if path.startswith("decoder/")),
-            body=sum(size for path, size in sizes.items() if path.startswith("decoder/layers/")),
-            trained=trained,
-            width=decoder.width,
+            parameters=_count(shapes, "decoder/"),
+            body=_count(shapes, "decoder/layers/"),
+            trained=_count(split(model, shapes, config.train.trainable)[0]),
+            width=model.decoder.width,
             caption_flops=found.useful / found.samples,
             samples_per_s=found.samples / found.seconds if found.times else None,
             chips=topology.chips,
@@ -183,6 +181,11 @@ class _Shape(NamedTuple):
     chips: int
     memory: float
     refused: str
+
+
+def _count(tree: Any, prefix: str = "") -> int:
+    """Parameters below a path."""
+    return sum(math.prod(leaf.shape) for path, leaf in paths(tree).items() if path.startswith(prefix))
 
 
 def _name(study: StudyConfig, base: Mapping[str, Any], setting: Setting, seed: int, overrides: Sequence[str]) -> str:

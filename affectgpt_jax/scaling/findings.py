@@ -33,8 +33,9 @@ from affectgpt_jax.scaling.fitting import (
     warnings,
 )
 from affectgpt_jax.scaling.laws import LAWS, Law
-from affectgpt_jax.scaling.points import Points, make_points
-from affectgpt_jax.scaling.rows import AXES, Row
+from affectgpt_jax.scaling.points import Points, make_points, number
+from affectgpt_jax.scaling.rows import Row, flat
+from affectgpt_jax.scaling.study import Setting
 
 LEFT_OUT = ("size", "data", "compute")
 OTHERS = ("rank", "encoder", "query_tokens", "frames", "prefusion")
@@ -122,19 +123,6 @@ class Difference(NamedTuple):
     high: float
 
 
-def find_all(groups: Mapping[str, Sequence[Mapping[str, Any]]], options: Options) -> list[Finding]:
-    """A finding for each set of rows.
-
-    Args:
-      groups: rows by the set's title.
-      options: how.
-
-    Raises:
-      UserError: rows that cannot be fitted, and `skip_bad` is not set.
-    """
-    return [find(title, rows, options) for title, rows in groups.items()]
-
-
 def find(title: str, rows: Sequence[Mapping[str, Any]], options: Options) -> Finding:
     """The law of one set of rows.
 
@@ -162,6 +150,7 @@ def find(title: str, rows: Sequence[Mapping[str, Any]], options: Options) -> Fin
             intervals = bootstrap(fitted, points, options.resamples)
         except UserError as error:
             notes.append(f"{error}.")
+    profiles = {name: profile(fitted, points, name) for name in law.parameters}
     two = len(law.axes) > 1
     which = LEFT_OUT if two else ("size",) if law.axes == ("parameters",) else ("data",)
     optimum = frontier(fitted, points, list(options.budgets.values()), intervals) if two else None
@@ -178,11 +167,11 @@ def find(title: str, rows: Sequence[Mapping[str, Any]], options: Options) -> Fin
         fit=fitted,
         why_not="",
         intervals=intervals,
-        profiles={name: profile(fitted, points, name) for name in law.parameters},
+        profiles=profiles,
         left_out={name: leave_out(law, points, name, huber=options.huber) for name in which},
         optimum=optimum,
         slices=slices,
-        warnings=warnings(fitted, points),
+        warnings=warnings(fitted, points, profiles),
         notes=notes,
     )
 
@@ -215,7 +204,7 @@ def _with_falling(row: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
     """A row whose metric falls as it gets better; the losses along it say nothing of a score."""
     if metric == LOSS or row.get(metric) in (None, ""):
         return row
-    return {**row, metric: 1 - float(row[metric]), "losses": ()}
+    return {**row, metric: 1 - number(row[metric]), "losses": ()}
 
 
 def groups_of(rows: Sequence[Row], parts: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
@@ -226,20 +215,13 @@ def groups_of(rows: Sequence[Row], parts: Sequence[str]) -> dict[str, list[dict[
     groups: dict[str, list[dict[str, Any]]] = {}
     for part in parts:
         found = [row for row in rows if part in row.parts]
-        varying = [name for name in OTHERS if len({getattr(row, name) for row in found}) > 1]
-        if varying == ["rank"] and len({row.size for row in found}) == len({row.captions for row in found}) == 1:
+        varying = [name for name in OTHERS if len({getattr(row.setting, name) for row in found}) > 1]
+        if varying == ["rank"] and len({(row.setting.size, row.setting.captions) for row in found}) == 1:
             varying = []
         for row in found:
-            said = ", ".join(f"{_words(name)} {getattr(row, name)}" for name in varying)
+            said = ", ".join(f"{_words(name)} {getattr(row.setting, name)}" for name in varying)
             groups.setdefault(f"{part}: {said}" if said else part, []).append(flat(row))
     return groups
-
-
-def flat(row: Row) -> dict[str, Any]:
-    """A row as the fitter takes it: scores as columns, captions as the unique samples."""
-    values = row._asdict()
-    scores = values.pop("scores")
-    return values | dict(scores) | {"unique": row.captions}
 
 
 def differences(rows: Sequence[Row], metric: str = LOSS) -> list[Difference]:
@@ -250,17 +232,17 @@ def differences(rows: Sequence[Row], metric: str = LOSS) -> list[Difference]:
     done = [row for row in rows if row.status == "done" and _value(row, metric) is not None]
     found: list[Difference] = []
     for axis in OTHERS:
-        values = sorted({getattr(row, axis) for row in done}, key=str)
+        values = sorted({getattr(row.setting, axis) for row in done}, key=str)
         if len(values) < 2:
             continue
-        first = max(values, key=lambda value: sum(getattr(row, axis) == value for row in done))
-        others = [name for name in AXES if name != axis]
+        first = max(values, key=lambda value: sum(getattr(row.setting, axis) == value for row in done))
+        others = [name for name in Setting._fields if name != axis]
         table: dict[tuple[Any, ...], dict[Any, float]] = {}
         for row in done:
-            key = (*(getattr(row, name) for name in others), row.seed)
+            key = (*(getattr(row.setting, name) for name in others), row.seed)
             value = _value(row, metric)
             assert value is not None
-            table.setdefault(key, {})[getattr(row, axis)] = value
+            table.setdefault(key, {})[getattr(row.setting, axis)] = value
         told = [name for name in others if len({key[others.index(name)] for key, v in table.items() if len(v) > 1}) > 1]
         for second in (value for value in values if value != first):
             by_setting: dict[str, list[float]] = {}
@@ -297,7 +279,7 @@ def measured_flops_per_s(rows: Sequence[Row]) -> float | None:
 
 
 def as_record(finding: Finding, budgets: Mapping[str, float]) -> dict[str, Any]:
-    """A finding for programs."""
+    """A finding for programs; None stands for what is infinite or no number."""
     record: dict[str, Any] = {
         "runs": finding.title,
         "metric": finding.metric,
@@ -359,4 +341,14 @@ def as_record(finding: Finding, budgets: Mapping[str, float]) -> dict[str, Any]:
             ],
             "notes": slices.notes,
         }
-    return record
+    finite: dict[str, Any] = _finite(record)
+    return finite
+
+
+def _finite(value: Any) -> Any:
+    """With None in place of numbers that JSON has not."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,7 +6,7 @@ minimised from many starts. `isoflop` is their approach 2, `frontier` the closed
 Axes: n points, p parameters, B resamples, k budgets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -329,15 +329,16 @@ def profile(fit: Fit, points: Points, name: str) -> tuple[float, float]:
     return (max(lower, 0.0), upper) if name in law.exponents else (float(np.exp(lower)), float(np.exp(upper)))
 
 
-def warnings(fit: Fit, points: Points) -> list[str]:
+def warnings(fit: Fit, points: Points, profiles: Mapping[str, tuple[float, float]]) -> list[str]:
     """What a reader of a fit must know, a sentence each.
 
-    Intervals are those of `profile`: in directions that the points say nothing about, a bootstrap's refits stay where
-    they start, and seem sure.
+    Intervals are profile-likelihood ones: in directions that the points say nothing about, a bootstrap's refits stay
+    where they start, and seem sure.
 
     Args:
         fit: of the points.
         points: n.
+        profiles: intervals of `profile` by parameter.
     """
     law, found = fit.law, []
     for field in law.axes:
@@ -357,7 +358,7 @@ def warnings(fit: Fit, points: Points) -> list[str]:
     for name, value in fit.values.items():
         if name in ("A", "B"):
             continue
-        low, high = profile(fit, points, name)
+        low, high = profiles[name]
         if name in law.exponents:
             if not 2 * LOWEST < value < HIGHEST - LOWEST:
                 found.append(f"The exponent {name} is at its bound ({value:.3g}).")

@@ -93,11 +93,16 @@ class Plan(NamedTuple):
         return build_config(self.base, run.id, [*run.overrides, *more])
 
     @property
+    def captions(self) -> int:
+        """Unique ones of the largest run."""
+        return max(run.cost.captions for run in self.runs)
+
+    @property
     def shards(self) -> Path | None:
         """Where the synthetic features lie that the study trains on; None if it does not."""
         if self.study.synthetic is None:
             return None
-        return self.study.folder / "data" / f"train-{max(run.cost.captions for run in self.runs)}"
+        return self.study.folder / "data" / f"train-{self.captions}"
 
     @property
     def flops(self) -> float:

@@ -108,11 +108,11 @@ def make_points(
     bad, good = [], []
     for place, row in enumerate(rows, 1):
         name = str(row.get("id") or f"row {place}")
-        numbers = {key: _number(row.get(column)) if column else 1.0 for key, column in found.items()}
+        numbers = {key: number(row.get(column)) if column else 1.0 for key, column in found.items()}
         numbers["unique"] = numbers["samples"]
         if data == "samples" and row.get("unique") not in (None, ""):
-            numbers["unique"] = _number(row["unique"])
-        numbers["flops"] = _number(row.get(flops)) if flops else 6 * numbers["parameters"] * numbers["samples"]
+            numbers["unique"] = number(row["unique"])
+        numbers["flops"] = number(row.get(flops)) if flops else 6 * numbers["parameters"] * numbers["samples"]
         labels = {
             **{key: column or key for key, column in found.items()},
             "unique": "unique",
@@ -161,8 +161,8 @@ def _column(key: str, name: str, columns: list[str], optional: bool = False) -> 
     )
 
 
-def _number(value: Any) -> float:
-    """NaN where there is none."""
+def number(value: Any) -> float:
+    """A cell of a table; NaN where it holds no number."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -173,9 +173,9 @@ def _fault(row: Mapping[str, Any], numbers: dict[str, float], labels: dict[str, 
     """Why a row cannot be fitted; empty if it can."""
     if (status := row.get("status")) in ("failed", "diverged"):
         return f"the run {status}" + (f" ({row['reason']})" if row.get("reason") else "")
-    for key, number in numbers.items():
-        if not (math.isfinite(number) and number > 0):
-            return f"{labels[key]} is {number:g}, not a number above 0"
+    for key, value in numbers.items():
+        if not (math.isfinite(value) and value > 0):
+            return f"{labels[key]} is {value:g}, not a number above 0"
     if numbers["unique"] > numbers["samples"]:
         return f"unique ({numbers['unique']:g}) is more than {labels['samples']} ({numbers['samples']:g})"
     return _divergence(row.get("losses"))

@@ -101,7 +101,8 @@ def compose(
         sections.append(Section("What else changes the loss", _differences(found)))
     if source.rows:
         sections.append(Section("Runs", _runs(source.rows)))
-    again = Text(f"affectgpt_jax {__version__}. Every number above comes from results.csv beside this page.")
+    table = " Every number above comes from results.csv beside this page." if source.rows else ""
+    again = Text(f"affectgpt_jax {__version__}.{table}")
     return [*sections, Section("Reproduce", [Code(source.commands), again])]
 
 
@@ -126,7 +127,7 @@ def _about(source: Source) -> list[Block]:
     rules = [
         "N counts all of the decoder's parameters, embeddings and adapters included; D the captions seen, repeats "
         "included; C is training's FLOPs by the closed form of docs/performance.md, the decoder's alone.",
-        "Sizes are those of the study's ladder (docs/scaling_laws.md).",
+        "Sizes are those of the ladder in affectgpt_jax/scaling/ladder.py.",
         f"Learning rate: {rate.rate:g} x (width / {rate.width})^{rate.exponent:g}, warmed up over {rate.warmup:.0%} of "
         f"the steps, then a cosine to {rate.end:.0%} of it at the run's own last step.",
     ]

@@ -2,13 +2,14 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.replacing import replacing
 from affectgpt_jax.scaling.plan import Plan
+from affectgpt_jax.scaling.study import Setting
 
 ROWS = "rows"
 Status = Literal["done", "failed", "diverged"]
@@ -20,8 +21,8 @@ class Row(NamedTuple):
     Attributes:
       id: the run's name.
       parts: of the study that asked for it.
-      size, captions, epochs, rank, encoder, query_tokens, frames, prefusion, seed: what it was; None where the base
-        decided.
+      setting: what it was.
+      seed: of weights and order.
       status: "done"; "failed"; or "diverged", at a loss or gradient that was no number.
       reason: why it is not done, in the program's own words.
       attempts: how often it was tried.
@@ -46,14 +47,7 @@ class Row(NamedTuple):
 
     id: str
     parts: tuple[str, ...]
-    size: str | None
-    captions: int
-    epochs: int
-    rank: int | None
-    encoder: str | None
-    query_tokens: int | None
-    frames: int | None
-    prefusion: str | None
+    setting: Setting
     seed: int
     status: Status
     reason: str
@@ -77,10 +71,6 @@ class Row(NamedTuple):
     finished: str
 
 
-AXES = ("size", "captions", "epochs", "rank", "encoder", "query_tokens", "frames", "prefusion")
-"""Of a row, what a study varies besides seeds."""
-
-
 def row_path(folder: Path, run: str) -> Path:
     """Where a run's row lies in its study's folder."""
     return folder / ROWS / f"{run}.json"
@@ -89,8 +79,9 @@ def row_path(folder: Path, run: str) -> Path:
 def write_row(folder: Path, row: Row) -> None:
     """Store a row; a file that is there whole or not at all."""
     path = row_path(folder, row.id)
+    record = row._asdict() | {"setting": row.setting._asdict()}
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(row._asdict(), indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def read_row(path: Path) -> Row | None:
@@ -102,7 +93,7 @@ def read_row(path: Path) -> Row | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         parts, losses = tuple(found.pop("parts")), tuple((int(n), float(loss)) for n, loss in found.pop("losses"))
-        return Row(parts=parts, losses=losses, **found)
+        return Row(parts=parts, setting=Setting(**found.pop("setting")), losses=losses, **found)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -119,23 +110,18 @@ def read_rows(plan: Plan) -> dict[str, Row]:
     return {name: row for name, row in found.items() if row is not None}
 
 
+def flat(row: Row) -> dict[str, Any]:
+    """A row as a line of a table: axes and scores as columns of their own, captions as `unique` too."""
+    values = row._asdict()
+    axes, scores = values.pop("setting")._asdict(), values.pop("scores")
+    return axes | values | dict(scores) | {"unique": row.setting.captions}
+
+
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """A table of rows for other programs, one a line; `affectgpt scaling fit` reads it too."""
-    scores = sorted({name for row in rows for name in row.scores})
-    left_out = ("parts", "losses", "scores", "reason")
-    names = [name for name in Row._fields if name not in left_out]
+    lines = [flat(row) for row in rows]
+    names = dict.fromkeys(name for line in lines for name in line if name not in ("parts", "losses", "reason"))
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*names, *scores])
-        for row in rows:
-            values = row._asdict()
-            writer.writerow([*map(_cell, (values[name] for name in names)), *(row.scores.get(s, "") for s in scores)])
-
-
-def _cell(value: Any) -> Any:
-    return "" if value is None else value
-
-
-def in_part(rows: Iterable[Row], part: str) -> list[Row]:
-    """The rows that a part of a study asked for."""
-    return [row for row in rows if part in row.parts]
+        writer = csv.DictWriter(file, list(names), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)

@@ -5,18 +5,16 @@ says why. Any number of these may work on the same study at the same time, on on
 folder: a run that another one works on is left to it.
 """
 
-import fcntl
-import json
 import math
 import os
 import shlex
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,16 +25,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from affectgpt_jax.config import RunConfig, save_config
+from affectgpt_jax.config.loading import RUN_CONFIG
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.inference.report.record import RunRecord, read_record
+from affectgpt_jax.machine import NoLocks, lock
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.scaling.plan import Plan, Run
-from affectgpt_jax.scaling.rows import Row, Status, read_row, row_path, write_row
+from affectgpt_jax.scaling.rows import Row, read_row, row_path, write_row
 from affectgpt_jax.training.data import RunData, make_data, open_training_shards
 from affectgpt_jax.training.flops import decoder_work, lengths_work
+from affectgpt_jax.training.telemetry import clock
 from affectgpt_jax.weights.initial import parameter_shapes, resolve
 from affectgpt_jax.weights.trainable import split
 
-RUNS, LOG = "runs", "log.txt"
+RUNS, LOG, SCORES = "runs", "log.txt", "scores"
 LOGGED = 50
 """Lines of metrics of a training, about."""
 STOPPED = 130
@@ -114,7 +116,15 @@ def run_all(plan: Plan, runs: Sequence[Run], ways: Ways) -> Ended:
     """
     folder = plan.study.folder
     rows = {run.id: read_row(row_path(folder, run.id)) for run in runs}
-    left = [run for run in runs if _open(rows[run.id], plan.study.retries, ways.again)]
+
+    def is_open(run: Run) -> bool:
+        """Whether a run is still to be trained."""
+        row = rows[run.id]
+        if row is None or row.status == "done":
+            return row is None
+        return ways.again or (row.status == "failed" and row.attempts <= plan.study.retries)
+
+    left = list(filter(is_open, runs))
     busy: list[str] = []
     counter = _Counter(len(runs) - len(left), len(runs), sum(run.cost.flops for run in left), ways.say)
     preparing = threading.Lock()  # one after the other: the first fills the cache of tokens
@@ -127,6 +137,9 @@ def run_all(plan: Plan, runs: Sequence[Run], ways: Ways) -> Ended:
                 if not mine:
                     busy.append(run.id)
                     return
+                rows[run.id] = read_row(row_path(folder, run.id))
+                if not is_open(run):
+                    return  # another process has done it since
                 with preparing:
                     wanted = _prepare(plan, run)
                 row = _train(plan, run, wanted, ways, children, rows[run.id])
@@ -144,13 +157,6 @@ def run_all(plan: Plan, runs: Sequence[Run], ways: Ways) -> Ended:
                     raise
     found = tuple(row for row in rows.values() if row is not None)
     return Ended(found, tuple(busy), children.stopped)
-
-
-def _open(row: Row | None, retries: int, again: bool) -> bool:
-    """Whether a run is still to be trained."""
-    if row is None or row.status == "done":
-        return row is None
-    return again or (row.status == "failed" and row.attempts <= retries)
 
 
 def _train(
@@ -176,15 +182,18 @@ def _train(
                 break
             ways.say(f"{run.id}: {_reason(code, last)}; trying again")
         if code == 0 and plan.study.metrics != ("loss",):
-            command = [*_affectgpt("evaluate"), str(folder), "--plain", "--output", str(folder / "scores")]
+            command = [*_affectgpt("evaluate"), str(folder), "--plain", "--output", str(folder / SCORES)]
             code, last = children.run(command, log, ways.echo)
             if children.stopped:
                 return None
     seconds = round(earlier + time.perf_counter() - started, 3)
-    row = _measured(plan, run, wanted, folder)._replace(attempts=attempts, seconds=seconds)
+    row = _planned(run)._replace(attempts=attempts, seconds=seconds, reason=_reason(code, last) if code else "")
+    if not (folder / RUN_CONFIG).is_file():
+        return row  # it did not come to train
+    record = read_record(folder)
+    row = _measured(plan, row, wanted, record)
     if code:
-        status: Status = "diverged" if _diverged(folder) else "failed"
-        return row._replace(status=status, reason=_reason(code, last))
+        return row._replace(status="diverged" if _diverged(record) else "failed")
     if not plan.study.keep_checkpoints:
         for name in ("checkpoints", "best"):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -209,12 +218,14 @@ def _resolve(plan: Plan, run: Run) -> _Wanted:
     if (shards := plan.shards) is not None:
         data_settings = [f"data.shards={shards}", f"weights.tokenizer={shards / 'tokenizer'}"]
     config, tokenizer = resolve(plan.config(run, data_settings))
-    data = make_data(config, tokenizer, open_training_shards(config), lambda line: None)
+    # The training looks at every byte itself.
+    data = make_data(config, tokenizer, open_training_shards(config, verify=False), lambda line: None)
     epochs = [data.plan.epoch(epoch) for epoch in range(run.setting.epochs)]
     steps = sum(map(data.plan.epoch_steps, range(run.setting.epochs)))
     types, samples = (np.concatenate([getattr(rows, name) for rows in epochs]) for name in ("types", "samples"))
     work = lengths_work(data.plan.tokens[types, samples], data.plan.targets[types, samples])
-    form = decoder_work(config.model.decoder, *_trees(config))
+    trees = split(config.model, parameter_shapes(AffectGPT(config.model)), config.train.trainable)
+    form = decoder_work(config.model.decoder, *trees)
     every = math.ceil(steps / study.points)
     more = [
         f"name={run.id}",
@@ -230,25 +241,13 @@ def _resolve(plan: Plan, run: Run) -> _Wanted:
     return _Wanted(final, data, steps, int(work.tokens), int(work.targets), form.flops(work))
 
 
-def _trees(config: RunConfig) -> tuple[Any, Any]:
-    """Trained and frozen parameters of a resolved config, as shapes."""
-    return split(config.model, parameter_shapes(AffectGPT(config.model)), config.train.trainable)
-
-
 def _planned(run: Run) -> Row:
     """The row of a run of which nothing is known but its plan."""
     cost = run.cost
     return Row(
         id=run.id,
         parts=run.parts,
-        size=run.setting.size,
-        captions=cost.captions,
-        epochs=run.setting.epochs,
-        rank=run.setting.rank,
-        encoder=run.setting.encoder,
-        query_tokens=run.setting.query_tokens,
-        frames=run.setting.frames,
-        prefusion=run.setting.prefusion,
+        setting=run.setting,
         seed=run.seed,
         status="failed",
         reason="",
@@ -273,60 +272,33 @@ def _planned(run: Run) -> Row:
     )
 
 
-def _measured(plan: Plan, run: Run, wanted: _Wanted, folder: Path) -> Row:
-    """A run's row with what its folder says, as far as it came."""
-    lines = _metrics(folder)
+def _measured(plan: Plan, row: Row, wanted: _Wanted, record: RunRecord) -> Row:
+    """A row with what its run's folder says, as far as it came."""
+    curves, nothing = record.curves, np.empty(0)
+    measured = curves.get("validation_loss", nothing)
     losses = [
-        (wanted.data.plan.samples_before(line["step"]), round(line["validation_loss"], 6))
-        for line in lines
-        if "validation_loss" in line
+        (wanted.data.plan.samples_before(int(curves["step"][i])), round(float(measured[i]), 6))
+        for i in np.flatnonzero(np.isfinite(measured))
     ]
-    speeds = [line["samples_per_s"] for line in lines if "samples_per_s" in line][1:]
-    scores = _scores(folder / "scores" / "scores.json")
-    return _planned(run)._replace(
+    speeds = curves.get("samples_per_s", nothing)
+    speeds = speeds[np.isfinite(speeds)][1:]  # the first step's compiles
+    scores = next(iter(record.others[SCORES]["scores"].values())) if SCORES in record.others else {}
+    return row._replace(
         tokens=wanted.tokens,
         targets=wanted.targets,
         flops=wanted.flops,
         steps=wanted.steps,
         rate=wanted.config.train.optimizer.peak,
         losses=tuple(losses),
-        scores={name: scores[name] for name in plan.study.metrics if name in scores},
-        samples_per_s=round(statistics.median(speeds), 3) if speeds else None,
-        chip=_chip(folder),
+        scores={name: scores[name]["value"] for name in plan.study.metrics if name in scores},
+        samples_per_s=round(float(np.median(speeds)), 3) if len(speeds) else None,
+        chip=str(record.facts.get("devices", "")),
     )
 
 
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics; of a step that was taken twice the later ones count."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    by_step: dict[int, dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # cut off by a kill
-        by_step[line["step"]] = by_step.get(line["step"], {}) | line
-    return [by_step[step] for step in sorted(by_step)]
-
-
-def _diverged(folder: Path) -> bool:
-    lines = _metrics(folder)
-    return bool(lines) and "bad_loss" in lines[-1]
-
-
-def _scores(path: Path) -> dict[str, float]:
-    if not path.is_file():
-        return {}
-    conditions = json.loads(path.read_text(encoding="utf-8"))["scores"]
-    return {name: score["value"] for name, score in next(iter(conditions.values())).items()}
-
-
-def _chip(folder: Path) -> str:
-    """What the newest checkpoint says it was trained on."""
-    found = sorted((folder / "checkpoints").glob("*/facts/metadata"), key=lambda path: path.stat().st_mtime)
-    return str(json.loads(found[-1].read_text(encoding="utf-8"))["devices"]) if found else ""
+def _diverged(record: RunRecord) -> bool:
+    """Whether the last step that was noted was a bad one."""
+    return bool(np.isfinite(record.curves.get("bad_loss", np.array([np.nan]))[-1]))
 
 
 def _reason(code: int, last: Sequence[str]) -> str:
@@ -352,7 +324,6 @@ class _Children:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
         self.stopped = False
-        self._lock = threading.Lock()
         self._at_work: set[subprocess.Popen[str]] = set()
 
     def __enter__(self) -> "_Children":
@@ -386,22 +357,20 @@ class _Children:
             errors="replace",
             process_group=0,
         )
-        with self._lock:
-            self._at_work.add(child)
+        self._at_work.add(child)
         if self.stopped:
             child.terminate()
-        last: list[str] = []
+        last: deque[str] = deque(maxlen=20)
         assert child.stdout is not None
         for line in child.stdout:
             log.write(line)
             log.flush()
             echo(line.rstrip("\n"))
-            last = [*last[-19:], line]
+            last.append(line)
         code = child.wait()
         child.stdout.close()
-        with self._lock:
-            self._at_work.discard(child)
-        return code, last
+        self._at_work.discard(child)
+        return code, list(last)
 
 
 @contextmanager
@@ -415,11 +384,13 @@ def claim(path: Path, *, wait: bool = False) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+            mine = lock(file, wait=wait)
+        except NoLocks as error:
+            raise UserError(
+                f"the file system of {path.parent} has no locks ({error}), by which runs are shared out: put the "
+                "study's output on another one"
+            ) from error
+        yield mine
 
 
 def _share_cores(jobs: int) -> Callable[[], None]:
@@ -455,5 +426,5 @@ class _Counter:
             worked = self._flops - self._left
             left = passed * self._left / worked if worked else 0.0
             told = f"loss {row.loss:.4f}" if row.loss is not None else f"{row.status}: {row.reason}"
-            eta = f", about {left / 60:.0f} min left" if self._done < self._total else ""
-            self._say(f"{self._done}/{self._total}  {run.id}: {told}  ({row.seconds:.0f} s{eta})")
+            eta = f", about {clock(left)} left" if self._done < self._total else ""
+            self._say(f"{self._done}/{self._total}  {run.id}: {told}  ({clock(row.seconds)}{eta})")

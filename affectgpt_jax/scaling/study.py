@@ -1,7 +1,7 @@
 """A study: one YAML that says which runs are compared, on what, and at what cost at most.
 
 Runs are drawn up in parts, each a grid, slices of equal compute, or a ladder; a run that several parts ask for is
-trained once. docs/scaling.md shows a study and explains it.
+trained once. configs/scaling has one.
 """
 
 from collections.abc import Mapping
@@ -126,7 +126,7 @@ class StudyConfig(Section):
     learning_rate: RateConfig = RateConfig()
     metrics: tuple[Metric, ...] = Field(
         default=("loss",),
-        description="loss in nats a target token; scores are those of answers to the validation split",
+        description="loss in nats a target token on `validation.split`; scores of answers to `evaluate.split`",
     )
     points: PositiveInt = Field(default=8, description="losses along a training")
     tokens: PositiveFloat = Field(default=200.0, description="of a caption with its prompt, where no shards say it")
@@ -156,8 +156,7 @@ class Setting(NamedTuple):
 
     Attributes:
       size: name of the decoder's size.
-      captions: unique ones; None: as many as `flops` pays for.
-      flops: of the training; None: as many as the captions cost.
+      captions: unique ones; None until they are reckoned from a compute or a size.
       epochs: how often each caption is seen.
       rank: of the adapters.
       encoder: its name.
@@ -168,7 +167,6 @@ class Setting(NamedTuple):
 
     size: str | None
     captions: int | None
-    flops: float | None
     epochs: int
     rank: int | None
     encoder: str | None
@@ -177,10 +175,10 @@ class Setting(NamedTuple):
     prefusion: str | None
 
 
-def settings(part: PartConfig) -> list[Setting]:
-    """The runs of a part in the order in which its axes are listed; those of a ladder have no captions yet."""
+def settings(part: PartConfig) -> list[tuple[Setting, float | None]]:
+    """What a part compares, each with the compute it is given if that decides its captions."""
     axes: list[tuple[Any, ...]] = [getattr(part, name) or (None,) for name in Setting._fields]
-    return [Setting(*values) for values in product(*axes)]
+    return [(Setting(*values), flops) for *values, flops in product(*axes, part.flops or (None,))]
 
 
 def read_study(path: Path | str) -> StudyConfig:

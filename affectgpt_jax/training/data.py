@@ -90,6 +90,7 @@ def make_data(
     tables = tuple(corpus_tokens(part, ask, _teller(str(part.root), say)) for part in corpus.corpora)
     for rejected in (entry for table in tables for entry in table.rejected):
         say(f"left out: {rejected.name} {rejected.reason}")
+    subsets = (data.samples, *(0 for _ in data.mixture))
     plan = Plan(
         tokens=np.concatenate([table.lengths[:, :most] for table in tables], axis=1),
         targets=np.concatenate([table.targets[:, :most] for table in tables], axis=1),
@@ -102,8 +103,10 @@ def make_data(
         rounds=config.train.accumulate,
         weighting=data.weighting,
         group=data.group,
-        subset=data.samples,
-        parts=tuple(Part(len(table.samples[:most]), w) for table, w in zip(tables, corpus.weights, strict=True)),
+        parts=tuple(
+            Part(len(table.samples[:most]), weight, subset)
+            for table, weight, subset in zip(tables, corpus.weights, subsets, strict=True)
+        ),
     )
     samples = np.concatenate([table.samples + corpus.offset(i) for i, table in enumerate(tables)])
     rows = plan.epoch(0)

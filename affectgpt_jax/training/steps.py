@@ -139,9 +139,9 @@ class Loop:
             self._works.append(work)
             pending = number, metrics
             self._store.check()
-            due = number == train.steps or (self._validator is not None and number % validation.every == 0)
-            validates = self._validator is not None and due
-            stops = asked_to_stop(number) or number == train.steps
+            last = number == train.steps
+            validates = self._validator is not None and (last or number % validation.every == 0)
+            stops = asked_to_stop(number) or last
             if validates or stops or number % train.checkpoint_every == 0:
                 state, pending = self._settle(*pending, state), None
                 self._pause(number, state, validates=validates, saves=number % train.checkpoint_every == 0)

@@ -9,7 +9,6 @@ folder without it is unfinished.
 import csv
 import json
 import multiprocessing
-import os
 import shutil
 import signal
 import time
@@ -23,6 +22,7 @@ import cv2
 import numpy as np
 
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.machine import available_cores
 from data_prep.synth.media import write_mp4, write_wav
 from data_prep.synth.render import render_clip
 from data_prep.synth.scenes import MODALITIES
@@ -251,9 +251,3 @@ def _finish(directory: Path, counts: SplitCounts, seed: int) -> None:
     draft.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     draft.replace(directory / _MANIFEST)
     (directory / _UNFINISHED).unlink()
-
-
-def available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

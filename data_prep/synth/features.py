@@ -28,8 +28,9 @@ from affectgpt_jax.data.shard_schema import (
 )
 from affectgpt_jax.data.shard_writer import publish_stream, write_feature_shard, write_text_shard
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.machine import available_cores
 from data_prep.synth import language
-from data_prep.synth.corpus import SplitCounts, available_cores
+from data_prep.synth.corpus import SplitCounts
 from data_prep.synth.scenes import FACES, FILMED_BY_EMOTION, SCENES, VOICES, Scene
 from data_prep.synth.specs import SPLITS, stream
 from data_prep.synth.tokenizer import write_tokenizer

@@ -1,7 +1,6 @@
 """Stage 0 of the demo: both towers and the tokenizer in one folder, or the finished ones found there."""
 
 import multiprocessing
-import os
 import queue
 import shutil
 import time
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 
 from affectgpt_jax.data.shard_schema import file_digest
 from affectgpt_jax.errors import UserError
+from affectgpt_jax.machine import available_cores
 from data_prep.synth.tokenizer import write_tokenizer
 from data_prep.towers.report import Kind, Progress, TowerReport, TowersReport
 from data_prep.towers.settings import TowerSettings
@@ -66,7 +66,7 @@ def train_towers(
     found = _finished(out, settings, overwrite)
     if found is not None:
         return found
-    apart = (workers or min(len(_KINDS), _available_cores())) > 1
+    apart = (workers or min(len(_KINDS), available_cores())) > 1
     try:
         _clear(out)
         tokens = write_tokenizer(
@@ -168,9 +168,3 @@ def _begin_worker() -> None:
     """Keep a training process off accelerators, which two cannot share, and to one core for pictures."""
     jax.config.update("jax_platforms", "cpu")
     cv2.setNumThreads(1)
-
-
-def _available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -86,6 +86,26 @@ def test_packing_is_best_fit_decreasing(count: int, window: int, samples: int, s
     assert rows == plain_packing(tokens, targets, limits, window)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 30), st.integers(0, 3))
+def test_a_subset_is_the_same_for_every_seed_and_part_of_a_larger_one(count: int, more: int, seed: int) -> None:
+    total = 70
+
+    def seen(subset: int, seed: int, epoch: int) -> Counter[int]:
+        return Counter(make_plan(total, seed=seed, parts=(Part(total, 1.0, subset),)).epoch(epoch).samples.tolist())
+
+    chosen = seen(count, 0, 0)
+    assert len(chosen) == count
+    assert set(chosen.values()) == {1}
+    assert chosen == seen(count, seed, 2)
+    assert set(chosen) <= set(seen(count + more, seed, 0))
+    # Beside another corpus.
+    both = make_plan(total + 9, parts=(Part(total, 1.0, count), Part(9))).epoch(0).samples
+    assert Counter(both.tolist()) == chosen + Counter(range(total, total + 9))
+    with pytest.raises(UserError, match=r"data\.samples=71 is more than the 70"):
+        make_plan(total, parts=(Part(total, 1.0, 71),))
+
+
 def test_a_plan_is_a_function_of_its_arguments() -> None:
     whole = run_rows(make_plan(), range(40))
     assert run_rows(make_plan(), range(17, 40)) == whole[17 * 4 :]

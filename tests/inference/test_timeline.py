@@ -222,16 +222,16 @@ def test_nobody_is_seen_for_a_while(tmp_path: Path) -> None:
 
 
 def test_the_built_in_detector_tells_people_apart(tmp_path: Path) -> None:
-    """A portrait, twice in one picture."""
+    """A portrait, twice in one picture; no wider than the detector looks at, for a resize rounds by the machine."""
     data = pytest.importorskip("skimage.data")
-    portrait = data.astronaut()[:256, 96:352]
-    picture = np.concatenate([portrait, np.zeros((256, 64, 3), np.uint8), portrait], axis=1)
+    portrait = data.astronaut()[8:216, 120:328]
+    picture = np.concatenate([portrait, np.zeros((208, 64, 3), np.uint8), portrait], axis=1)
     video = write_lossless(tmp_path / "a.mkv", [picture] * 50, noise(50))
     inputs = make(tmp_path / "cache", video, ["face@2"], 2.0, 2.0, find=FaceCrops("detect", Cascade()).find_all)
     inputs.encode(Watching())
     assert inputs.people(0) == ["1", "2"]
     lefts = [inputs.seen(0, person).sources["face"].boxes[0][0] for person in ("1", "2")]
-    assert abs(abs(lefts[0] - lefts[1]) - 320) < 10
+    assert abs(abs(lefts[0] - lefts[1]) - 272) < 10
 
 
 def test_stored_crops(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.scaling.fitting import (
+    Fit,
     bootstrap,
     check,
     fit,
@@ -47,8 +48,12 @@ def measured(points: Points, noise: float = 0.0, seed: int = 0, law: str = "chin
     return points._replace(loss=np.exp(LAWS[law].predict(theta, points) + noise * draws))
 
 
+def told(fitted: Fit, points: Points) -> list[str]:
+    return warnings(fitted, points, {name: profile(fitted, points, name) for name in fitted.law.parameters})
+
+
 def warned(points: Points, text: str, law: str = "chinchilla") -> bool:
-    return any(text in line for line in warnings(fit(LAWS[law], points), points))
+    return any(text in line for line in told(fit(LAWS[law], points), points))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -202,7 +207,7 @@ def test_repeats_are_recovered():
     assert found.values["R_N"] == pytest.approx(5.3, rel=0.1)
     assert found.values["a"] == pytest.approx(0.35, abs=0.01)
     assert found.values["b"] == pytest.approx(0.35, abs=0.01)
-    assert warnings(found, points) == []
+    assert told(found, points) == []
     # Where no size is too large for its captions, nothing is said about sizes that are.
     small = measured(points._replace(parameters=points.parameters / 1e4), 0.001, law="repeats", theta=theta)
     assert warned(small, "R_N is not determined", "repeats")
@@ -331,7 +336,7 @@ def test_frontier_intervals_hold_the_truth():
 
 def test_good_data_raises_no_warning():
     points = measured(grid(5, 5, seeds=2), 0.005)
-    assert warnings(fit(CHINCHILLA, points), points) == []
+    assert told(fit(CHINCHILLA, points), points) == []
 
 
 def test_warnings_appear_where_they_should():

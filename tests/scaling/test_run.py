@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from data_prep.synth.features import write_features
 STUB = """
 import json, os, sys, time
 from pathlib import Path
-from affectgpt_jax.config import load_config
+from affectgpt_jax.config import load_config, save_config
 command, path, *rest = sys.argv[1:]
 folder = Path(path) if command == "evaluate" else Path(load_config(path).train.output)
 told = json.loads(os.environ["STUB"])
@@ -61,6 +62,7 @@ if kind == "slow":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
     time.sleep(60)
 steps, every = config.train.steps, config.validation.every
+save_config(config, folder / "config.yaml")
 lines = [{"step": s, "samples_per_s": 10.0 + s, "loss": 1.0} for s in range(1, steps + 1)]
 lines += [{"step": s, "validation_loss": 5.0 / s} for s in {*range(every, steps, every), steps}]
 if kind == "diverged":
@@ -118,7 +120,7 @@ def ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ways]
 
 def rows_of(plan: Plan) -> dict[str, Row]:
     """By size and captions."""
-    return {f"{row.size}-c{row.captions}": row for row in read_rows(plan).values()}
+    return {f"{row.setting.size}-c{row.setting.captions}": row for row in read_rows(plan).values()}
 
 
 def tries(plan: Plan) -> dict[str, int]:
@@ -168,8 +170,8 @@ def test_runs_train_on_so_many_captions_in_whole_passes(
     part = {"size": "0.1M", "captions": [16, 48], "epochs": [1, 3]}
     plan = plan_of(tmp_path, features, parts={"law": part})
     for row in run_all(plan, plan.runs, ways()).rows:
-        assert row.samples == row.captions * row.epochs == row.losses[-1][0]
-    more = {row.epochs: row.steps for row in read_rows(plan).values() if row.captions == 48}
+        assert row.samples == row.setting.captions * row.setting.epochs == row.losses[-1][0]
+    more = {row.setting.epochs: row.steps for row in read_rows(plan).values() if row.setting.captions == 48}
     assert abs(more[3] - 3 * more[1]) <= 2
 
 
@@ -235,6 +237,25 @@ def test_what_another_process_works_on_is_left_to_it(plan: Plan, ways: Callable[
     assert len(ended.rows) == 5
     assert run_all(plan, plan.runs, ways()).busy == ()
     assert len(read_rows(plan)) == 6
+
+
+def test_what_another_process_has_done_meanwhile_is_not_done_again(
+    plan: Plan, ways: Callable[..., Ways], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are looked at again once a run is this process's: between them another one may have finished it."""
+    first, claim = plan.runs[0], running.claim
+
+    @contextmanager
+    def late(path: Path, *, wait: bool = False) -> Iterator[bool]:
+        if path.stem == first.id:
+            write_row(plan.study.folder, running._planned(first)._replace(status="done", loss=1.25))
+        with claim(path, wait=wait) as mine:
+            yield mine
+
+    monkeypatch.setattr(running, "claim", late)
+    ended = run_all(plan, plan.runs, ways())
+    assert [row.loss for row in ended.rows if row.id == first.id] == [1.25]
+    assert tries(plan) == {run.id.split("-e")[0]: int(run != first) for run in plan.runs}
 
 
 def test_asked_to_stop_it_lets_trainings_save_and_goes_on_later(plan: Plan, ways: Callable[..., Ways]) -> None:
