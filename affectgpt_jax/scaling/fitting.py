@@ -159,7 +159,7 @@ def fit(law: Law, points: Points, *, huber: float | None = None) -> Fit:
     tries = [_solve(law, start, scaled, delta) for start in starts]
     best = min(tries, key=lambda each: each.cost)
     # Without noise costs are sums of squares of rounding errors.
-    agreeing = sum(each.cost <= 1.001 * best.cost + 1e-12 * len(points.loss) * delta**2 for each in tries)
+    agreeing = sum(bool(each.cost <= 1.001 * best.cost + 1e-12 * len(points.loss) * delta**2) for each in tries)
     for _ in range(1 if huber else 3):
         delta = huber or _delta(best.fun, len(best.x))
         best = _solve(law, best.x, scaled, delta)
