@@ -7,9 +7,14 @@ import warnings
 from pathlib import Path
 
 import pytest
+import yaml
 
 from affectgpt_jax import LIMITS
 from affectgpt_jax.cli import COMMANDS, main
+from affectgpt_jax.config import load_config
+from affectgpt_jax.config.loading import find_config
+from affectgpt_jax.scaling.ladder import decoder_sizes
+from affectgpt_jax.scaling.study import as_study
 from tests.conftest import ROOT, reference_folder
 from tests.notebooks import run_notebook
 
@@ -33,6 +38,7 @@ PAGES = (
     "docs/fetch.md",
     "docs/running.md",
     "docs/scaling.md",
+    "docs/scaling_laws.md",
 )
 """In the order in which their commands are run."""
 
@@ -102,3 +108,24 @@ def test_make_and_pip() -> None:
         assert verb == "install"
         asked = re.findall(r"\[(.*)\]", words[-1])
         assert {extra for group in asked for extra in group.split(",")} <= set(extras)
+
+
+def test_commands_that_take_too_long_here_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a study; tests/scaling carries them out on a smaller one."""
+    called = []
+    monkeypatch.setattr("affectgpt_jax.cli.scaling.run", lambda args: called.append(args) or 0)
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs/scaling_laws.md").read_text(), re.MULTILINE | re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    found = [words[1:] for words in lines if words[0] == "affectgpt"]
+    assert all(main(words) == 0 for words in found)
+    assert {args.action for args in called} == {"plan", "run", "status", "fit", "report"}
+    assert {words[0] for words in lines} == {"affectgpt", "sbatch", "kubectl"}  # tests/launch looks at these
+
+
+def test_the_study_of_the_page_is_one() -> None:
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs/scaling_laws.md").read_text(), re.MULTILINE | re.DOTALL)
+    study = as_study(yaml.safe_load(text), "the page")
+    for part in study.parts.values():
+        for size in part.size:
+            assert decoder_sizes(size)
+    load_config(find_config(study.base))

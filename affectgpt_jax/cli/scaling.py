@@ -6,7 +6,8 @@
   affectgpt scaling fit STUDY       laws with intervals; also of a table from elsewhere: fit RESULTS.csv
   affectgpt scaling report STUDY    one page
 
-STUDY is a YAML file or a shipped study (scaling/synthetic). configs/scaling/synthetic.yaml is an example.
+STUDY is a YAML file or a shipped study. configs/scaling/synthetic.yaml is an example; all keys are in
+docs/scaling_laws.md.
 """
 
 import argparse

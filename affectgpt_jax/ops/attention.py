@@ -33,10 +33,10 @@ def segment_mask(
 
 
 @jax.custom_vjp
-def _products(q: Float[Array, "B T K G D"], k: Float[Array, "B S K D"]) -> Float[Array, "B K G T S"]:
+def _products(q: Float[Array, "B K G T D"], k: Float[Array, "B K S D"]) -> Float[Array, "B K G T S"]:
     """q k^T in float32. Its gradient is rounded to the operands' type before it meets them, so that the backward
     products are of half precision where the forward one is, as in fused kernels."""
-    return jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32)
+    return jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=jnp.float32)
 
 
 def _products_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -46,22 +46,10 @@ def _products_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
 def _products_backward(operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     q, k = operands
     gradient = gradient.astype(q.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", gradient, k), jnp.einsum("bkgts,btkgd->bskd", gradient, q)
+    return jnp.einsum("bkgts,bksd->bkgtd", gradient, k), jnp.einsum("bkgts,bkgtd->bksd", gradient, q)
 
 
 _products.defvjp(_products_forward, _products_backward)
-
-
-def _scores(q: Float[Array, "B T H D"], k: Float[Array, "B S K D"]) -> Float[Array, "B K G T S"]:
-    batch, queries, heads, width = q.shape
-    groups = heads // k.shape[2]
-    return _products(q.reshape(batch, queries, k.shape[2], groups, width) * jnp.asarray(width**-0.5, q.dtype), k)
-
-
-def _combine(weights: Float[Array, "B K G T S"], v: Float[Array, "B S K D"]) -> Float[Array, "B T H D"]:
-    out = jnp.einsum("bkgts,bskd->btkgd", weights.astype(v.dtype), v)
-    batch, queries, kv_heads, groups, width = out.shape
-    return out.reshape(batch, queries, kv_heads * groups, width)
 
 
 def attention(
@@ -81,11 +69,17 @@ def attention(
       seed: with it, attention weights are dropped at `dropout_rate`.
       dropout_rate: share of the weights dropped.
     """
-    scores = _scores(q, k)
+    batch, queries, heads, width = q.shape
+    key_heads = k.shape[2]
+    # Heads first: then no product has to turn the scores, which are what is large.
+    q = jnp.moveaxis(q.reshape(batch, queries, key_heads, heads // key_heads, width), 1, 3)
+    k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+    scores = _products(q * jnp.asarray(width**-0.5, q.dtype), k)
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, MASKED)
     weights = dropout(seed, jax.nn.softmax(scores, axis=-1), dropout_rate)
-    return _combine(weights, v)
+    out = jnp.einsum("bkgts,bksd->bkgtd", weights.astype(v.dtype), v)
+    return jnp.moveaxis(out, 3, 1).reshape(batch, queries, heads, v.shape[-1])
 
 
 class Rounded(NamedTuple):

@@ -46,15 +46,15 @@ def make_plan(study: StudyConfig, beside: Path) -> Plan:
     base = load_config(find_config(study.base, beside)).model_dump(mode="json")
     lengths = _lengths(study, base)
     reckoner = _Reckoner(study, base, lengths)
-    parts: dict[Setting, list[str]] = {}
+    parts: dict[tuple[Setting, int], list[str]] = {}
     for name, part in study.parts.items():
         for setting, flops in settings(part):
             complete = reckoner.complete(setting, flops, part.captions_per_parameter, name)
-            parts.setdefault(complete, []).append(name)
-    runs = [
-        reckoner.run(setting, tuple(names), seed) for setting, names in parts.items() for seed in range(study.seeds)
-    ]
-    return Plan(study, base, lengths, tuple(sorted(runs, key=lambda run: run.cost.flops)))
+            for seed in range(part.seeds or study.seeds):
+                parts.setdefault((complete, seed), []).append(name)
+    runs = [reckoner.run(setting, tuple(names), seed) for (setting, seed), names in parts.items()]
+    # Seed after seed: a study that is cut short has whole grids.
+    return Plan(study, base, lengths, tuple(sorted(runs, key=lambda run: (run.seed, run.cost.flops))))
 
 
 class _Reckoner:

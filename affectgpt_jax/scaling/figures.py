@@ -18,6 +18,10 @@ PLACES = 60
 """Of a curve."""
 BEYOND = 3.0
 """How far curves go beyond the runs, as a factor."""
+MARGIN = 1.1
+"""Of a picture, around runs and lines, as a factor."""
+DECADE = 10.0
+"""Up to this factor an axis has plain numbers, beyond it powers of ten."""
 
 
 def law_picture(finding: Finding) -> Picture:
@@ -30,6 +34,7 @@ def law_picture(finding: Finding) -> Picture:
 
     def draw(figure: "Figure", theme: Theme) -> None:
         axes = figure.add_subplot()
+        seen = [points.loss.min(), points.loss.max()]
         for colour, size in zip(_colours(len(sizes), theme), sizes, strict=True):
             mine = np.ones(len(across), bool) if size is None else points.parameters == size
             line = np.geomspace(across[mine].min(), across[mine].max() * BEYOND, PLACES)
@@ -38,9 +43,11 @@ def law_picture(finding: Finding) -> Picture:
             axes.fill_between(line, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(line, middle, color=colour, linewidth=1.4, label=size and f"{_short(size)} parameters")
             axes.plot(across[mine], points.loss[mine], "o", color=colour, markersize=4)
+            seen += [middle.min(), middle.max()]
+        axes.set_ylim(min(seen) / MARGIN, max(seen) * MARGIN)  # however wide the bands are
         _log_axes(axes, "parameters" if by_size else "captions seen", _metric(finding))
         if sizes[0] is not None:
-            axes.legend(frameon=False, fontsize=8)
+            figure.legend(loc="outside right upper", frameon=False, fontsize=8)
 
     told = f"{len(points.loss)} runs, {_metric(finding)} from {points.loss.max():.3g} to {points.loss.min():.3g}"
     return drawing(draw, (7.2, 4.4), f"{finding.title}: {told}; lines are the law {fitted.law.name}.")
@@ -175,11 +182,18 @@ def _metric(finding: Finding) -> str:
 
 
 def _log_axes(axes: "Axes", across: str, up: str) -> None:
+    from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
+
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.grid(which="major", linewidth=0.8)
+    low, high = axes.get_ylim()
+    if high < DECADE * low:
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _colours(count: int, theme: Theme) -> list[Any]:

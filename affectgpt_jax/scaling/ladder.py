@@ -3,7 +3,7 @@
 Rules of our own ladder, for a decoder of about N parameters in all (input embedding included, which is the head too):
 
 - depth: 2 (width / 64)^0.7 layers, rounded, at least 2; that is 2 at width 64, 14 at 1,024, 23 at 2,048;
-- heads of 16 up to width 128, of 32 up to 512, of 64 beyond; half as many for keys and values where that divides;
+- heads of 32 up to width 512, of 64 beyond, at least two; half as many for keys and values where that divides;
 - the inner width is 8/3 of the width, rounded up to a multiple of 16;
 - of all widths the one whose count comes nearest to N.
 """
@@ -63,8 +63,8 @@ def _rung(wanted: float, name: str) -> Mapping[str, Any]:
 
 
 def _by_width(width: int) -> dict[str, Any]:
-    head = 16 if width <= 128 else 32 if width <= 512 else 64
-    heads = max(1, width // head)
+    head = 32 if width <= 512 else 64  # a narrower head has no fewer scores to compute
+    heads = max(2, width // head)
     kv_heads = heads // 2 if heads % 2 == 0 else heads
     layers = max(2, round(2 * (width / 64) ** 0.7))
     mlp_width = 16 * math.ceil(width * 8 / 3 / 16)

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from scipy.optimize import nnls
+
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.replacing import replacing
 from affectgpt_jax.scaling.plan import Plan
@@ -125,3 +128,16 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         writer = csv.DictWriter(file, list(names), extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
+
+
+def seconds_left(done: Sequence[Row], left: Sequence[float]) -> float:
+    """How long runs will take, one after the other: each some seconds to start, and some for each FLOP.
+
+    Args:
+      done: rows that say how many; at least one.
+      left: FLOPs of the runs.
+    """
+    flops, seconds = (np.array([getattr(row, name) for row in done]) for name in ("flops", "seconds"))
+    scale = max(flops.max(), 1.0)
+    start, work = nnls(np.stack([np.ones(len(done)), flops / scale], axis=1), seconds)[0]
+    return float(start * len(left) + work * sum(left) / scale)

@@ -31,7 +31,7 @@ from affectgpt_jax.inference.report.record import RunRecord, read_record
 from affectgpt_jax.machine import NoLocks, lock
 from affectgpt_jax.models.affectgpt import AffectGPT
 from affectgpt_jax.scaling.plan import Plan, Run
-from affectgpt_jax.scaling.rows import Row, read_row, row_path, write_row
+from affectgpt_jax.scaling.rows import Row, read_row, row_path, seconds_left, write_row
 from affectgpt_jax.training.data import RunData, make_data, open_training_shards
 from affectgpt_jax.training.flops import decoder_work, lengths_work
 from affectgpt_jax.training.telemetry import clock
@@ -126,7 +126,7 @@ def run_all(plan: Plan, runs: Sequence[Run], ways: Ways) -> Ended:
 
     left = list(filter(is_open, runs))
     busy: list[str] = []
-    counter = _Counter(len(runs) - len(left), len(runs), sum(run.cost.flops for run in left), ways.say)
+    counter = _Counter(left, len(runs), ways.say)
     preparing = threading.Lock()  # one after the other: the first fills the cache of tokens
     with _Children(ways.environment) as children:
 
@@ -412,19 +412,21 @@ def _share_cores(jobs: int) -> Callable[[], None]:
 class _Counter:
     """Says how far a study is."""
 
-    def __init__(self, done: int, total: int, flops: float, say: Callable[[str], None]) -> None:
-        self._done, self._total, self._left, self._say = done, total, flops, say
-        self._flops, self._started = flops, time.perf_counter()
+    def __init__(self, left: Sequence[Run], total: int, say: Callable[[str], None]) -> None:
+        self._left, self._total, self._say = {run.id: run.cost.flops for run in left}, total, say
+        self._rows: list[Row] = []
+        self._started = time.perf_counter()
         self._lock = threading.Lock()
 
     def done(self, run: Run, row: Row) -> None:
         """A run has its row."""
         with self._lock:
-            self._done += 1
-            self._left -= run.cost.flops
-            passed = time.perf_counter() - self._started
-            worked = self._flops - self._left
-            left = passed * self._left / worked if worked else 0.0
+            del self._left[run.id]
+            self._rows.append(row)
             told = f"loss {row.loss:.4f}" if row.loss is not None else f"{row.status}: {row.reason}"
-            eta = f", about {clock(left)} left" if self._done < self._total else ""
-            self._say(f"{self._done}/{self._total}  {run.id}: {told}  ({clock(row.seconds)}{eta})")
+            eta = ""
+            if self._left:
+                passed, worked = time.perf_counter() - self._started, sum(row.seconds for row in self._rows)
+                left = seconds_left(self._rows, list(self._left.values())) * (passed / worked if worked else 1.0)
+                eta = f", about {clock(left)} left"
+            self._say(f"{self._total - len(self._left)}/{self._total}  {run.id}: {told}  ({clock(row.seconds)}{eta})")

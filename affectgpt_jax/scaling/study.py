@@ -56,6 +56,7 @@ class PartConfig(Section):
     prefusion: Annotated[tuple[Prefusion, ...], BeforeValidator(_as_tuple)] = Field(default=(), description="its type")
     flops: Numbers = Field(default=(), description="compute of each slice, FLOPs of training; for isoflop")
     captions_per_parameter: PositiveFloat | None = Field(default=None, description="for ladder")
+    seeds: PositiveInt | None = Field(default=None, description="runs of each setting; default: the study's")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from affectgpt_jax.scaling.findings import Finding
 from affectgpt_jax.scaling.plan import Plan, Run
-from affectgpt_jax.scaling.rows import Row
+from affectgpt_jax.scaling.rows import Row, seconds_left
 
 LARGEST = {"size": "the largest size", "data": "the most captions", "compute": "the most compute"}
 SHOWN = 5
@@ -76,10 +76,10 @@ def status_lines(plan: Plan, rows: Mapping[str, Row]) -> list[str]:
     lines += [f"  {row.id}: {row.status} after {row.attempts} attempts: {row.reason}" for row in bad[:SHOWN]]
     lines += [f"  and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
     done = [row for row in rows.values() if row.status == "done"]
-    left = sum(run.cost.flops for run in plan.runs if run.id not in rows)
+    left = [run.cost.flops for run in plan.runs if run.id not in rows]
     if done and left:
-        seconds = left * sum(row.seconds for row in done) / sum(row.flops for row in done)
-        lines.append(f"  at the speed of what is done the rest takes {seconds / 3600:.2g} hours, run after run")
+        hours = seconds_left(done, left) / 3600
+        lines.append(f"  at the speed of what is done the rest takes {hours:.2g} hours, run after run")
     return lines
 
 

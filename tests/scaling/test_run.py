@@ -22,7 +22,7 @@ from affectgpt_jax.errors import UserError
 from affectgpt_jax.scaling import run as running
 from affectgpt_jax.scaling.draw import make_plan
 from affectgpt_jax.scaling.plan import Plan, write_plan
-from affectgpt_jax.scaling.rows import Row, read_row, read_rows, row_path, write_csv, write_row
+from affectgpt_jax.scaling.rows import Row, read_row, read_rows, row_path, seconds_left, write_csv, write_row
 from affectgpt_jax.scaling.run import Ways, run_all
 from affectgpt_jax.scaling.study import as_study
 from affectgpt_jax.scaling.tables import status_lines
@@ -300,6 +300,14 @@ def test_a_damaged_row_is_named(plan: Plan, ways: Callable[..., Ways]) -> None:
     path.write_text('{"id": 1}')
     with pytest.raises(UserError, match=r"is damaged.*delete it"):
         run_all(plan, plan.runs, ways())
+
+
+def test_the_time_left_counts_starts_and_work(plan: Plan) -> None:
+    row = running._planned(plan.runs[0])
+    done = [row._replace(flops=flops, seconds=20 + 3e-9 * flops) for flops in (1e9, 2e9, 8e9)]
+    assert seconds_left(done, [4e9, 5e9]) == pytest.approx(2 * 20 + 27)
+    assert seconds_left(done[:1], [1e9]) == pytest.approx(23)
+    assert seconds_left([row._replace(flops=0.0, seconds=5.0)], [0.0]) == pytest.approx(5)  # failed at once
 
 
 def test_a_thousand_rows_are_told_quickly(tmp_path: Path, features: Path) -> None:

@@ -132,7 +132,7 @@ def test_a_single_value_is_a_list_of_one(tmp_path: Path) -> None:
 # The plan
 
 
-def test_a_grid_is_every_combination_once_and_the_cheapest_first(tmp_path: Path) -> None:
+def test_a_grid_is_every_combination_once_seed_by_seed_the_cheapest_first(tmp_path: Path) -> None:
     plan = draw(
         tmp_path,
         parts={
@@ -149,7 +149,21 @@ def test_a_grid_is_every_combination_once_and_the_cheapest_first(tmp_path: Path)
     assert len({run.id for run in plan.runs}) == len(wanted)
     both = [run for run in plan.runs if run.parts == ("law", "kinds")]
     assert {(run.setting.captions, run.setting.prefusion) for run in both} == {(200, "attention")}
-    assert [run.cost.flops for run in plan.runs] == sorted(run.cost.flops for run in plan.runs)
+    order = [(run.seed, run.cost.flops) for run in plan.runs]
+    assert order == sorted(order)
+
+
+def test_a_part_may_have_more_seeds_than_the_others(tmp_path: Path) -> None:
+    parts = {
+        "law": {**GRID, "prefusion": "attention", "seeds": 3},
+        "kinds": {"size": "0.1M", "captions": 100, "prefusion": ["none", "attention"]},
+    }
+    plan = draw(tmp_path, parts=parts)
+    assert len(plan.runs) == 4 * 3 + 1
+    assert [run.parts for run in plan.runs if run.setting.prefusion == "none"] == [("kinds",)]
+    same = [run for run in plan.runs if (run.setting.size, run.cost.captions) == ("0.1M", 100)]
+    same = [run for run in same if run.setting.prefusion == "attention"]
+    assert {run.seed: run.parts for run in same} == {0: ("law", "kinds"), 1: ("law",), 2: ("law",)}
 
 
 def test_costs_are_the_closed_forms(tmp_path: Path) -> None:

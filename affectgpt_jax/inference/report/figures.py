@@ -18,6 +18,8 @@ Curve = npt.NDArray[np.float64]
 
 PAGE_DPI = 96
 """Pixels of a page to an inch."""
+COLOURS = 128
+"""Of a picture, shades of its edges included."""
 
 
 class Theme(NamedTuple):
@@ -76,10 +78,20 @@ def drawing(draw: Callable[["Figure", Theme], None], size: tuple[float, float], 
             figure = Figure(figsize=size, layout="constrained")
             draw(figure, theme)
             buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=1.5 * PAGE_DPI, transparent=True, metadata={"Software": None})
-        drawn.append(buffer.getvalue())
+            figure.savefig(buffer, format="png", dpi=1.5 * PAGE_DPI, transparent=True)
+        drawn.append(_small(buffer))
     width, height = (round(length * PAGE_DPI) for length in size)
     return Picture(drawn[0], drawn[1], (width, height), alt)
+
+
+def _small(drawn: io.BytesIO) -> bytes:
+    """A PNG with a palette, a third of the bytes."""
+    from PIL import Image
+
+    small = io.BytesIO()
+    with Image.open(drawn) as image:
+        image.quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return small.getvalue()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
