@@ -232,7 +232,7 @@ def _write_data(plan: "Plan") -> None:
     from data_prep.synth.features import write_features
 
     counts = SplitCounts(plan.captions, synthetic.validation, synthetic.test)
-    found = write_features(shards, counts, synthetic.seed)
+    found = write_features(shards, counts, synthetic.seed, babble=synthetic.babble)
     if not found.reused:
         print(f"{shards}: {sum(counts)} samples written in {found.seconds:.1f} s", file=sys.stderr)
 

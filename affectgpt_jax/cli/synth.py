@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for split in SplitCounts._fields:
         parser.add_argument(f"--{split}", type=int, metavar="N", help=f"{split} clips, in place of --clips")
     parser.add_argument("--features", action="store_true", help="feature shards and a tokenizer instead of clips")
+    parser.add_argument(
+        "--babble",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --features: N words of a random language end each description, for studies of size (default: 0)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="decides every person and clip (default: 0)")
     parser.add_argument("--workers", type=int, metavar="W", help="processes (default: one for each core)")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished corpus of another seed or size")
@@ -46,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     counts = _counts(args)
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers must be at least 1, not {args.workers}")
+    if args.babble and not args.features:
+        raise UserError("--babble goes with --features: nobody mutters in a clip")
     if args.features:
         # Ahead of the bar: TFDS is imported under a rule of its own, which the bar's thread would fall foul of.
         from data_prep.synth.features import write_features
@@ -58,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 args.out,
                 counts,
                 args.seed,
+                babble=args.babble,
                 workers=args.workers,
                 overwrite=args.overwrite,
                 on_samples=lambda count: progress.advance(task, count),

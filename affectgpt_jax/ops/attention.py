@@ -46,7 +46,8 @@ def _products_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
 def _products_backward(operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     q, k = operands
     gradient = gradient.astype(q.dtype)
-    return jnp.einsum("bkgts,bksd->bkgtd", gradient, k), jnp.einsum("bkgts,bkgtd->bksd", gradient, q)
+    # The keys' in this order, since a compiler turns the left side of a sum over tokens.
+    return jnp.einsum("bkgts,bksd->bkgtd", gradient, k), jnp.einsum("bkgtd,bkgts->bkds", q, gradient).swapaxes(2, 3)
 
 
 _products.defvjp(_products_forward, _products_backward)

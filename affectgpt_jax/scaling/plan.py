@@ -102,7 +102,8 @@ class Plan(NamedTuple):
         """Where the synthetic features lie that the study trains on; None if it does not."""
         if self.study.synthetic is None:
             return None
-        return self.study.folder / "data" / f"train-{self.captions}"
+        sizes = {"train": self.captions} | self.study.synthetic.model_dump()
+        return self.study.folder / "data" / "-".join(f"{name}{value}" for name, value in sizes.items())
 
     @property
     def flops(self) -> float:

@@ -78,6 +78,10 @@ class SyntheticConfig(Section):
     seed: NonNegativeInt = 0
     validation: PositiveInt = 512
     test: PositiveInt = 256
+    babble: NonNegativeInt = Field(
+        default=0,
+        description="words of a random language at the end of each description: what is left to learn for large models",
+    )
 
 
 class RateConfig(Section):

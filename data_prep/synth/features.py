@@ -11,7 +11,7 @@ processes, and each sample stays the same.
 import multiprocessing
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,7 @@ from affectgpt_jax.data.shard_writer import publish_stream, write_feature_shard,
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.machine import available_cores
 from data_prep.synth import language
+from data_prep.synth.babble import draw_babble
 from data_prep.synth.corpus import SplitCounts
 from data_prep.synth.scenes import FACES, FILMED_BY_EMOTION, SCENES, VOICES, Scene
 from data_prep.synth.specs import SPLITS, stream
@@ -70,6 +71,7 @@ class _Shard(NamedTuple):
     number: int
     shards: int
     samples: int
+    babble: int
 
 
 def write_features(
@@ -77,6 +79,7 @@ def write_features(
     counts: SplitCounts,
     seed: int = 0,
     *,
+    babble: int = 0,
     workers: int | None = None,
     overwrite: bool = False,
     on_samples: Callable[[int], None] = lambda count: None,
@@ -89,6 +92,7 @@ def write_features(
       directory: root of the shards: new, empty, or one that this function has written.
       counts: samples of each split.
       seed: >= 0.
+      babble: words of `synth.babble` at the end of each description.
       workers: processes; None takes the cores this process may use.
       overwrite: replace shards of another seed, size or version.
       on_samples: called with the number of samples of each shard that is written.
@@ -97,16 +101,25 @@ def write_features(
       UserError: counts or seed make no sense, the folder holds something else, or it cannot be written.
     """
     started = time.monotonic()
-    if seed < 0 or min(counts) < 0 or sum(counts) == 0:
-        raise UserError(f"features need a seed >= 0 and at least one sample, not seed {seed} and {counts}")
+    if seed < 0 or min(counts) < 0 or sum(counts) == 0 or babble < 0:
+        raise UserError(
+            f"features need a seed >= 0, at least one sample and no negative number of words, not seed {seed}, "
+            f"{counts} and {babble} words"
+        )
     directory = Path(directory)
-    reused = _is_reusable(directory, counts, seed, overwrite)
+    identity = _identity(counts, seed, babble)
+    reused = _is_reusable(directory, identity, overwrite)
     if not reused:
         staged = directory / ".staged"
         try:
             shutil.rmtree(staged, ignore_errors=True)
             write_tokenizer(directory / TOKENIZER, seed=0, clips=TOKENIZER_CLIPS, vocabulary=VOCABULARY)
-            _write(directory, staged, counts, seed, workers or available_cores(), on_samples)
+            work = [
+                _Shard(staged, seed, split, i, -(-total // SHARD), min(SHARD, total - i * SHARD), babble)
+                for split, total in zip(SPLITS, counts, strict=True)
+                for i in range(-(-total // SHARD))
+            ]
+            _write(directory, staged, work, identity, workers or available_cores(), on_samples)
         except OSError as error:
             raise UserError(f"{directory}: the features cannot be written: {error}") from error
         finally:
@@ -114,9 +127,9 @@ def write_features(
     return FeatureSummary(directory, counts, reused, time.monotonic() - started)
 
 
-def draw_samples(seed: int, split: str, shard: int, count: int) -> list[tuple[Scene, TextRecord]]:
+def draw_samples(seed: int, split: str, shard: int, count: int, babble: int = 0) -> list[tuple[Scene, TextRecord]]:
     """The first samples of a shard: their scenes and texts. Emotions come in shuffled rounds of all groups."""
-    rng = stream(seed, split, "features", shard)
+    rng, words = stream(seed, split, "features", shard), stream(seed, split, "babble", shard)
     names = tuple(EMOTIONS)
     rounds = np.tile(np.arange(len(names)), (-(-SHARD // len(names)), 1))
     order = rng.permuted(rounds, axis=1).ravel()
@@ -128,6 +141,8 @@ def draw_samples(seed: int, split: str, shard: int, count: int) -> list[tuple[Sc
         english, chinese = language.draw_sentence(scene.text, split, rng)
         labels = language.draw_labels(emotion, rng)
         description = language.draw_description(scene, labels, rng)
+        if babble:
+            description += f" The person mutters {draw_babble(babble, words)}."
         name = f"features{seed}_{split}_{shard * SHARD + place:07d}"
         samples.append((scene, TextRecord(name, split, english, chinese, labels, description)))
     return samples
@@ -148,42 +163,47 @@ def draw_features(seed: int, split: str, shard: int, name: str, scenes: Sequence
     return (directions(name, values)[shown][:, None] + person + noise).astype(FEATURE_DTYPE)
 
 
-def _identity(counts: SplitCounts, seed: int) -> dict[str, object]:
+def _identity(counts: SplitCounts, seed: int, babble: int) -> dict[str, object]:
     """What decides whether two folders hold the same."""
-    return {"generator": GENERATOR, "version": VERSION, "seed": seed, "counts": counts._asdict()}
+    said = {"generator": GENERATOR, "version": VERSION, "seed": seed, "counts": counts._asdict()}
+    return said | ({"babble": babble} if babble else {})
 
 
-def _is_reusable(directory: Path, counts: SplitCounts, seed: int, overwrite: bool) -> bool:
+def _is_reusable(directory: Path, identity: Mapping[str, object], overwrite: bool) -> bool:
     """Whether the wanted shards are there; UserError where others are."""
     # The text comes last.
     if not stream_directory(directory, TEXT).is_dir():
         return False
     found = dict(read_manifest(directory, TEXT).provenance)
-    if found == _identity(counts, seed):
+    if found == identity:
         return True
     if found.get("generator") != GENERATOR:
         raise UserError(f"{directory}: holds shards that this command has not written; choose another folder")
     if not overwrite:
         raise UserError(
-            f"{directory}: holds features of version {found['version']}, seed {found['seed']}, {found['counts']}, not "
-            f"version {VERSION}, seed {seed}, {counts._asdict()}; choose another folder or give --overwrite"
+            f"{directory}: holds features of {_told(found)}, not {_told(identity)}; choose another folder or give "
+            "--overwrite"
         )
     return False
 
 
+def _told(identity: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in identity.items() if name != "generator")
+
+
 def _write(
-    directory: Path, staged: Path, counts: SplitCounts, seed: int, workers: int, on_samples: Callable[[int], None]
+    directory: Path,
+    staged: Path,
+    work: Sequence[_Shard],
+    identity: Mapping[str, object],
+    workers: int,
+    on_samples: Callable[[int], None],
 ) -> None:
-    work = []
-    for split, total in zip(SPLITS, counts, strict=True):
-        shards = -(-total // SHARD)
-        work += [_Shard(staged, seed, split, i, shards, min(SHARD, total - i * SHARD)) for i in range(shards)]
     entries: dict[str, dict[str, list[ShardEntry]]] = {name: {} for name in (*STREAMS, TEXT)}
     for shard, written in zip(work, _written(work, workers), strict=True):
         for name, entry in written.items():
             entries[name].setdefault(shard.split, []).append(entry)
         on_samples(shard.samples)
-    identity = _identity(counts, seed)
     for name in STREAMS:
         # What `prepare` says of an encoder; features of another seed go together with these.
         provenance = {"encoder": GENERATOR, "weights": str(VERSION), "width": WIDTH}
@@ -203,7 +223,7 @@ def _written(work: Sequence[_Shard], workers: int) -> Iterator[dict[str, ShardEn
 def _write_shard(shard: _Shard) -> dict[str, ShardEntry]:
     """One shard of every stream; gives their entries."""
     where = (shard.split, shard.number, shard.shards)
-    samples = draw_samples(shard.seed, shard.split, shard.number, shard.samples)
+    samples = draw_samples(shard.seed, shard.split, shard.number, shard.samples, shard.babble)
     names, present = [text.name for _, text in samples], np.ones(len(samples), bool)
     entries = {}
     for name in STREAMS:

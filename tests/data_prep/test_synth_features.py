@@ -10,6 +10,7 @@ from affectgpt_jax.data.shards import open_corpus
 from affectgpt_jax.data.tokenizer import open_tokenizer
 from affectgpt_jax.errors import UserError
 from data_prep.synth import SplitCounts, features
+from data_prep.synth.babble import draw_babble, entropy, words
 from data_prep.synth.features import COUNT, STREAMS, WIDTH, directions, draw_features, draw_samples, write_features
 from data_prep.synth.vocabulary import EMOTIONS
 
@@ -109,3 +110,35 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(words) == 0
     assert "6 samples found in" in capsys.readouterr().out
     assert features.SHARD == 4096
+
+
+def test_babble_ends_descriptions_and_changes_nothing_else(tmp_path: Path) -> None:
+    plain, longer = draw_samples(3, "train", 0, 50), draw_samples(3, "train", 0, 50, babble=12)
+    for (scene, text), (same, more) in zip(plain, longer, strict=True):
+        assert same == scene
+        assert more._replace(description=text.description) == text
+        said = more.description.removeprefix(text.description + " The person mutters ").removesuffix(".").split()
+        assert len(said) == 12
+        assert set(said) <= set(words())
+    assert draw_samples(3, "validation", 0, 1, babble=12)[0][1].description != longer[0][1].description
+    write_features(tmp_path, SplitCounts(8, 4, 4), babble=12)
+    assert "mutters" in open_corpus(str(tmp_path), "train", tuple(STREAMS)).texts(np.arange(1))[0].description
+    with pytest.raises(UserError, match="babble 12, not"):
+        write_features(tmp_path, SplitCounts(8, 4, 4))
+    with pytest.raises(UserError, match="no negative"):
+        write_features(tmp_path / "other", SplitCounts(8, 4, 4), babble=-1)
+    assert main(["synth", str(tmp_path / "clips"), "--babble", "3", "--clips", "4"]) == 2
+
+
+def test_babble_is_a_language_of_the_entropy_it_says() -> None:
+    """Counted from what is drawn: pairs of words, Miller and Madow's correction for rare ones."""
+    text = draw_babble(200_000, np.random.default_rng(5)).split()
+    place = {word: i for i, word in enumerate(words())}
+    counts = np.zeros((len(place), len(place)))
+    np.add.at(counts, ([place[word] for word in text[:-1]], [place[word] for word in text[1:]]), 1)
+    after = counts.sum(1)
+    shares = counts / after[:, None]
+    found = -np.sum(shares * np.log(np.where(shares, shares, 1)), axis=1) + ((counts > 0).sum(1) - 1) / (2 * after)
+    assert float(found @ after / after.sum()) == pytest.approx(entropy(), abs=0.03)
+    alone = after / after.sum()
+    assert -alone @ np.log(alone) > entropy() + 1  # without the word before much less is known

@@ -1,5 +1,8 @@
 """Attention against jax's own and against a plain loop."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,3 +107,17 @@ def test_dropout_drops_weights() -> None:
     assert np.any(np.asarray(kept) != np.asarray(other))
     none = attention(q, k, v, seed=jnp.uint32(0), dropout_rate=0.0)
     np.testing.assert_array_equal(none, attention(q, k, v))
+
+
+def test_scores_are_never_turned() -> None:
+    """They are what is large, and a CPU turns them an entry at a time."""
+    queries, keys = (jax.ShapeDtypeStruct((1, 48, heads, 8), np.float32) for heads in (6, 3))
+    mask = jax.ShapeDtypeStruct((1, 48, 48), bool)
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(attention(q, k, v, mask)))
+
+    program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(queries, keys, keys, mask).compile().as_text()
+    turned = re.findall(r"= f32\[([\d,]+)\]\S* transpose\(", program)
+    assert turned
+    assert max(math.prod(map(int, shape.split(","))) for shape in turned) < 6 * 48 * 48
