@@ -53,6 +53,18 @@ def _products_backward(operands: tuple[Array, Array], gradient: Array) -> tuple[
 _products.defvjp(_products_forward, _products_backward)
 
 
+def _by_key_head(q: Float[Array, "B T H D"], key_heads: int) -> Float[Array, "B K G T D"]:
+    """Scaled queries, heads first: then no product has to turn the scores, which are what is large."""
+    batch, queries, heads, width = q.shape
+    apart = jnp.moveaxis(q.reshape(batch, queries, key_heads, heads // key_heads, width), 1, 3)
+    return apart * jnp.asarray(width**-0.5, q.dtype)
+
+
+def _by_token(out: Float[Array, "B K G T D"]) -> Float[Array, "B T H D"]:
+    batch, key_heads, groups, queries, width = out.shape
+    return jnp.moveaxis(out, 3, 1).reshape(batch, queries, key_heads * groups, width)
+
+
 def attention(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],
@@ -70,17 +82,12 @@ def attention(
       seed: with it, attention weights are dropped at `dropout_rate`.
       dropout_rate: share of the weights dropped.
     """
-    batch, queries, heads, width = q.shape
-    key_heads = k.shape[2]
-    # Heads first: then no product has to turn the scores, which are what is large.
-    q = jnp.moveaxis(q.reshape(batch, queries, key_heads, heads // key_heads, width), 1, 3)
     k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-    scores = _products(q * jnp.asarray(width**-0.5, q.dtype), k)
+    scores = _products(_by_key_head(q, k.shape[1]), k)
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, MASKED)
     weights = dropout(seed, jax.nn.softmax(scores, axis=-1), dropout_rate)
-    out = jnp.einsum("bkgts,bksd->bkgtd", weights.astype(v.dtype), v)
-    return jnp.moveaxis(out, 3, 1).reshape(batch, queries, heads, v.shape[-1])
+    return _by_token(jnp.einsum("bkgts,bksd->bkgtd", weights.astype(v.dtype), v))
 
 
 class Rounded(NamedTuple):
@@ -118,12 +125,10 @@ def cached_attention(
 
     Rounded keys and values are only ever converted: scores are scaled after the product, weights before it.
     """
-    batch, queries, heads, width = q.shape
-    key_heads = jax.tree.leaves(prompt)[0].shape[1]
-    groups = heads // key_heads
+    q = _by_key_head(q, jax.tree.leaves(prompt)[0].shape[1])
+    batch, key_heads, groups, queries, width = q.shape
     # All queries of a key head are the rows of one product.
-    q = jnp.moveaxis(q.reshape(batch, queries, key_heads, groups, width), 1, 3)
-    q = q.reshape(batch, key_heads, groups * queries, width) * jnp.asarray(width**-0.5, q.dtype)
+    q = q.reshape(batch, key_heads, groups * queries, width)
 
     def look(keys: Float[Array, "B K S D"] | Rounded, mask: Bool[Array, "B T S"]) -> Float[Array, "B K Q S"]:
         values = keys.values.astype(q.dtype) if isinstance(keys, Rounded) else keys
@@ -140,5 +145,4 @@ def cached_attention(
     scores = jnp.concatenate([look(prompt[0], prompt_mask), look(answer[0], answer_mask)], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1)
     out = take(weights[..., :length], prompt[1]) + take(weights[..., length:], answer[1])
-    out = jnp.moveaxis(out.reshape(batch, key_heads, groups, queries, width), 3, 1)
-    return out.reshape(batch, queries, heads, width)
+    return _by_token(out.reshape(batch, key_heads, groups, queries, width))
