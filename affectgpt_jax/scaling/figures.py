@@ -169,12 +169,12 @@ def _band(finding: Finding, curve: Points) -> tuple[np.ndarray, np.ndarray, np.n
     """Low end, law and high end along a curve."""
     fitted = finding.fit
     assert fitted is not None
-    middle = np.exp(fitted.law.predict(fitted.theta, curve))
-    if finding.intervals is None:
-        return middle, middle, middle
-    every = np.exp([fitted.law.predict(theta, curve) for theta in finding.intervals.samples])
-    low, high = np.nanpercentile(every, [2.5, 97.5], axis=0)
-    return low, middle, high
+    middle = fitted.law.predict(fitted.theta, curve)
+    low = high = middle
+    if finding.intervals is not None:
+        every = np.array([fitted.law.predict(theta, curve) for theta in finding.intervals.samples])
+        low, high = finding.intervals.around(middle, every)
+    return np.exp(low), np.exp(middle), np.exp(high)
 
 
 def _metric(finding: Finding) -> str:

@@ -144,12 +144,7 @@ def find(title: str, rows: Sequence[Mapping[str, Any]], options: Options) -> Fin
         return nothing._replace(why_not=str(error))
     fitted, points, left = screened_fit(law, points, huber=options.huber, skip_bad=options.skip_bad)
     notes = [*notes, *left]
-    intervals = None
-    if options.resamples:
-        try:
-            intervals = bootstrap(fitted, points, options.resamples)
-        except UserError as error:
-            notes.append(f"{error}.")
+    intervals = bootstrap(fitted, points, options.resamples) if options.resamples else None
     profiles = {name: profile(fitted, points, name) for name in law.parameters}
     two = len(law.axes) > 1
     which = LEFT_OUT if two else ("size",) if law.axes == ("parameters",) else ("data",)

@@ -64,15 +64,22 @@ def _slopes(law: Law, theta: np.ndarray, points: Points) -> np.ndarray:
     return law.predict(steps[:, :, None], points).imag.T / 1e-20
 
 
-def _solve(law: Law, start: np.ndarray, points: Points, delta: float) -> Any:
-    """The optimum near a start, in units near 1."""
+def _solve(law: Law, start: np.ndarray, points: Points, delta: float, weights: np.ndarray | None = None) -> Any:
+    """The optimum near a start, in units near 1; `weights` [n] of the points' losses are 1 unless given."""
     logs = np.log(points.loss)
+
+    def weighted(squares: np.ndarray) -> np.ndarray:
+        """Huber's loss of squares in units of delta^2 and its two derivatives [3, n], each times its weight."""
+        far = np.maximum(squares, 1.0)
+        loss = np.where(squares <= 1, squares, 2 * np.sqrt(far) - 1)
+        return np.stack([loss, far**-0.5, np.where(squares <= 1, 0, -0.5 * far**-1.5)]) * weights
+
     return least_squares(
         lambda theta: logs - law.predict(theta, points),
         np.clip(start, law.low, law.high),
         jac=lambda theta: -_slopes(law, theta, points),
         bounds=(law.low, law.high),
-        loss="huber",
+        loss="huber" if weights is None else weighted,
         f_scale=delta,
         ftol=1e-10,
         xtol=1e-10,
@@ -99,10 +106,14 @@ def _starts(law: Law, points: Points) -> list[np.ndarray]:
     return sorted(law.starts(points), key=lambda start: _spread(logs - law.predict(start, points), len(start)))
 
 
-def _shortcomings(law: Law, points: Points, least: int) -> list[str]:
-    """What keeps a law from being fitted to these points, each with its remedy."""
+def check(law: Law, points: Points) -> None:
+    """Refuse points that a law cannot be fitted to, before any fit.
+
+    Raises:
+        UserError: too few points, sizes or amounts of data, or (for `repeats`) of repeats; says which.
+    """
     found = []
-    cells = len(np.unique(points.cell))
+    cells, least = len(np.unique(points.cell)), len(law.parameters) + 1
     if cells < least:
         found.append(
             f"{cells} different points, where the {len(law.parameters)} parameters need at least {least} "
@@ -122,16 +133,7 @@ def _shortcomings(law: Law, points: Points, least: int) -> list[str]:
             found.append("no row repeats its data (unique below samples): fit the law chinchilla")
         elif len(ratios) == 1:
             found.append(f"all rows repeat their data {ratios[0]:g} times: run other numbers of repeats")
-    return found
-
-
-def check(law: Law, points: Points) -> None:
-    """Refuse points that a law cannot be fitted to, before any fit.
-
-    Raises:
-        UserError: too few points, sizes or amounts of data, or (for `repeats`) of repeats; says which.
-    """
-    if found := _shortcomings(law, points, len(law.parameters) + 1):
+    if found:
         raise UserError(f"the law {law.name} cannot be fitted to {len(points.loss)} rows: {'; '.join(found)}")
 
 
@@ -216,56 +218,55 @@ class Intervals(NamedTuple):
     """A bootstrap of a fit."""
 
     samples: np.ndarray
-    """Theta of each resample [B, p], as in `Fit`; `laws.named` turns them into values."""
+    """Theta of each refit [B, p], as in `Fit`."""
+    stretch: float
+    """By how much refits of so few cells vary too little."""
     ends: dict[str, tuple[float, float]]
     """95% interval by name."""
 
+    def around(self, value: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """95% interval of anything that follows from theta [2, ...]: of its value at the fit and at `samples` [B, ...].
 
-def _middle(samples: np.ndarray) -> np.ndarray:
-    """Ends of the middle 95% along the first axis, [2, ...]."""
-    return np.percentile(samples, [2.5, 97.5], axis=0)
+        In logs for what is a product of powers. Each quantity is stretched by itself: thetas of which all entries are
+        stretched would be no fits any more.
+        """
+        return np.percentile(value + self.stretch * (values - value), [2.5, 97.5], axis=0)
 
 
 def bootstrap(fit: Fit, points: Points, resamples: int = 200, seed: int = 0) -> Intervals:
-    """Fit again to cells drawn with replacement, each with all of its rows.
+    """Fit again with a random weight for each cell, which all of its rows share: Rubin's Bayesian bootstrap.
 
-    A fit of few cells takes up part of their noise, so its resamples vary too little: theta's distance from the fit is
-    stretched by sqrt(cells / (cells - p)). By percentiles alone 95% intervals of 25 to 50 points hold 92%.
+    Weights are exponentially distributed, about 1. Drawing cells with replacement would vary as much, but leave out all
+    runs of one size in a third of the draws from five sizes, whose fits then say anything of it.
+
+    A fit of few cells takes up part of their noise, so its refits vary too little: their distance from the fit is
+    stretched by cells / (cells - p), 1 / (1 - leverage) of a cell on average, as a jackknife does. With the root of
+    that 95% intervals of 20 cells hold 83% of E, with this 91%.
 
     Args:
         fit: whose delta is kept; each refit starts from its optimum, and from the best of the law's starts.
         points: that it was made to.
         resamples: B.
-        seed: of the draws.
-
-    Raises:
-        UserError: too few cells for resamples that can be fitted.
+        seed: of the weights.
     """
     law = fit.law
     rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(points.cell == cell) for cell in np.unique(points.cell)]
+    numbers, member = np.unique(points.cell, return_inverse=True)
+    cells = len(numbers)
     scaled = in_units(points, fit.units)
     centre = _in_fit(fit)
     starts = centre, _starts(law, scaled)[0]
 
-    def resample() -> Points:
-        for _ in range(1000):
-            drawn = take(scaled, np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))]))
-            if not _shortcomings(law, drawn, len(law.parameters)):
-                return drawn
-        raise UserError(
-            f"{len(members)} different points are too few for bootstrap intervals of the law {law.name}: "
-            "run more sizes and amounts of data"
-        )
+    def refit() -> np.ndarray:
+        weights = rng.dirichlet(np.ones(cells))[member] * cells
+        return min((_solve(law, start, scaled, fit.delta, weights) for start in starts), key=lambda each: each.cost).x
 
-    def refit(drawn: Points) -> np.ndarray:
-        return min((_solve(law, start, drawn, fit.delta) for start in starts), key=lambda each: each.cost).x
-
-    thetas = np.array([refit(resample()) for _ in range(resamples)])
-    stretch = np.sqrt(len(members) / (len(members) - len(centre)))
-    samples = law.plain(np.clip(centre + stretch * (thetas - centre), law.low, law.high), fit.units)
-    ends = {name: _middle(values) for name, values in named(law, samples).items()}
-    return Intervals(samples, {name: (float(low), float(high)) for name, (low, high) in ends.items()})
+    samples = law.plain(np.array([refit() for _ in range(resamples)]), fit.units)
+    found = Intervals(samples, cells / (cells - len(centre)), {})
+    ends = found.around(fit.theta, samples)
+    exponents = np.isin(law.parameters, law.exponents)
+    ends = np.where(exponents, np.clip(ends, law.low, law.high), ends)
+    return found._replace(ends={name: (float(low), float(high)) for name, (low, high) in named(law, ends).items()})
 
 
 def profile(fit: Fit, points: Points, name: str) -> tuple[float, float]:
@@ -614,19 +615,21 @@ def frontier(fit: Fit, points: Points, flops: Sequence[float], intervals: Interv
         size_exponent, data_exponent = b / (a + b * g), a / (a + b * g)
         size = (np.log(a) + log_a - np.log(g * b) - log_b + b * (np.log(budgets) - log_k)) / (a + b * g)
         data = np.log(budgets) - log_k - g * size
-        every = {
-            "parameters": np.exp(size),
-            "samples": np.exp(data),
-            "loss": np.exp(e) + np.exp(log_a - a * size) + np.exp(log_b - b * data),
-            "size_exponent": size_exponent[:, 0],
-            "data_exponent": data_exponent[:, 0],
+        logs = {
+            "parameters": size,
+            "samples": data,
+            "loss": np.log(np.exp(e) + np.exp(log_a - a * size) + np.exp(log_b - b * data)),
         }
-        ends = {} if intervals is None else {name: _middle(values[1:]) for name, values in every.items()}
+        powers = {"size_exponent": size_exponent[:, 0], "data_exponent": data_exponent[:, 0]}
+        ends = {}
+        if intervals is not None:
+            ends = {name: np.exp(intervals.around(each[0], each[1:])) for name, each in logs.items()}
+            ends |= {name: intervals.around(each[0], each[1:]) for name, each in powers.items()}
     return Frontier(
         flops=budgets,
-        parameters=every["parameters"][0],
-        samples=every["samples"][0],
-        loss=every["loss"][0],
+        parameters=np.exp(logs["parameters"][0]),
+        samples=np.exp(logs["samples"][0]),
+        loss=np.exp(logs["loss"][0]),
         size_exponent=float(size_exponent[0, 0]),
         data_exponent=float(data_exponent[0, 0]),
         cost=(float(np.exp(log_k)), float(g)),

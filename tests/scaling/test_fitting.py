@@ -81,7 +81,23 @@ def coverage(points: Points, trials: int, resamples: int) -> dict[str, int]:
 
 
 def test_intervals_hold_the_truth():
-    assert min(coverage(grid(6, 6), 10, 60).values()) >= 8
+    assert min(coverage(grid(6, 6), 40, 60).values()) >= 34
+
+
+def test_intervals_of_predictions_hold_the_truth_and_are_narrow_where_there_are_runs():
+    """Also at the smallest of few sizes, which a bootstrap that draws runs would often leave out."""
+    points = grid(5, 4, seeds=2)
+    truth = CHINCHILLA.predict(THETA, points)
+    held = []
+    for seed in range(10):
+        trial = measured(points, 0.01, seed)
+        found = fit(CHINCHILLA, trial)
+        ends = bootstrap(found, trial, 60, seed)
+        every = np.array([CHINCHILLA.predict(theta, points) for theta in ends.samples])
+        low, high = ends.around(CHINCHILLA.predict(found.theta, points), every)
+        assert np.all(high - low < 0.06)
+        held.append((low < truth) & (truth < high))
+    assert np.mean(held) > 0.85
 
 
 @pytest.mark.long
