@@ -3,8 +3,9 @@
 Metrics are fetched one step late, so that the device never waits for the host.
 """
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from affectgpt_jax.training.optimizer import make_schedule
 from affectgpt_jax.training.setup import Setup
 from affectgpt_jax.training.state import TrainState
 from affectgpt_jax.training.step import Metrics
-from affectgpt_jax.training.telemetry import CompileCounter, Goodput, Mark, Pace, RunLog, Tracer, memory_in_use
+from affectgpt_jax.training.telemetry import CompileCounter, Goodput, RunLog, Tracer, memory_in_use
 from affectgpt_jax.training.validation import Validator
 
 NAMED = 8
@@ -85,10 +86,13 @@ class Loop:
         self._compiles, self._goodput, self._store, self._validator = compiles, goodput, store, validator
         self._work = decoder_work(config.model.decoder, setup.state.params, setup.frozen)
         self._peak, source = peak_flops()
-        self._schedule = jax.jit(make_schedule(config.train.optimizer, config.train.steps))
-        self._rate(1)  # compiled
+        # All of them now: a program between two steps would wait on the device for the one at work.
+        schedule = make_schedule(config.train.optimizer, config.train.steps)
+        self._rates = jax.device_get(jax.jit(jax.vmap(schedule))(np.arange(config.train.steps)))
         self._bad: deque[int] = deque()
-        self._pace = Pace()
+        self._works: list[Work] = []
+        self._waited = self._paused = 0.0
+        self._since = time.perf_counter()
         self._warm: int | None = None
         self._validated = False
         self.best = best
@@ -122,20 +126,19 @@ class Loop:
           UserError: a bad loss that the run's policy does not pass over, or a save that failed.
         """
         train, validation = self._config.train, self._config.validation
-        pending: tuple[int, Metrics, Mark | None] | None = None
-        self._pace = Pace()
+        pending: tuple[int, Metrics] | None = None
+        self._since = time.perf_counter()
         for number in range(int(state.step) + 1, train.steps + 1):
-            asked = self._pace.mark()
+            before = time.perf_counter()
             work, batch = next(batches)
-            self._pace.wait(asked)
+            self._waited += time.perf_counter() - before
             tracer.before(number, pending)
             state, metrics = self._setup.step(state, self._setup.frozen, batch)
-            ended = self._pace.mark() if metrics.loss.is_ready() else None  # type: ignore[attr-defined]
             del batch  # freeing it is no waiting for the next one
             if pending is not None:
                 state = self._settle(*pending, state)
-            self._pace.add(work)
-            pending = number, metrics, ended
+            self._works.append(work)
+            pending = number, metrics
             self._store.check()
             last = number == train.steps
             validates = self._validator is not None and (last or number % validation.every == 0)
@@ -151,7 +154,7 @@ class Loop:
 
     def _pause(self, number: int, state: TrainState, *, validates: bool, saves: bool) -> None:
         """Validate and save between two steps."""
-        before, programs = self._pace.mark(), self._compiles.count
+        before, programs = time.perf_counter(), self._compiles.count
         if validates and self._validator is not None:
             values = self._validator(state.params, self._setup.frozen)
             self._log.note(number, values)
@@ -167,21 +170,17 @@ class Loop:
         if validates and not self._validated:  # the first validation compiles programs of its own
             self._validated = True
             self._warm = None if self._warm is None else self._warm + self._compiles.count - programs
-        self._pace.pause(before)
+        self._paused += time.perf_counter() - before
 
-    def _rate(self, step: int) -> float:
-        """The learning rate that a step was taken with."""
-        return float(jax.device_get(self._schedule(jax.device_put(np.int32(step - 1)))))
-
-    def _settle(self, step: int, metrics: Metrics, ended: Mark | None, state: TrainState) -> TrainState:
+    def _settle(self, step: int, metrics: Metrics, state: TrainState) -> TrainState:
         """Look at a step's metrics: log them, or do what the policy says about a loss that is no number."""
         values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
         self.last_loss = values["loss"]
         if not (np.isfinite(values["loss"]) and np.isfinite(values["gradient_norm"])):
             return self._pass_over(step, values, state)
         if step % self._config.train.log_every == 0 or step == 1:
-            values |= {"learning_rate": self._rate(step), "samples": self._data.plan.samples_before(step)}
-            values |= self._speeds(ended)
+            values |= {"learning_rate": float(self._rates[step - 1]), "samples": self._data.plan.samples_before(step)}
+            values |= self._speeds()
             values |= {"compiled": self._compiles.count, "cache_hits": self._compiles.hits, **memory_in_use()}
             self._log.write(step, values)
         return state
@@ -219,15 +218,19 @@ class Loop:
         self._log.say(f"{told}: parameters of step {int(earlier.step)} again, and on with the data")
         return earlier._replace(step=state.step)
 
-    def _speeds(self, ended: Mark | None) -> dict[str, float]:
+    def _speeds(self) -> dict[str, float]:
         """Rates since the last call, without pauses."""
-        span = self._pace.span(ended)
-        total = Work(*(count * self._parts for count in span.work))
-        self._goodput.add(span.seconds - span.waited)
-        return {
-            "samples_per_s": total.samples / span.seconds,
-            "tokens_per_s": total.tokens / span.seconds,
-            "mfu_lora": mfu_lora(self._work, total, span.seconds, self._peak),
-            "data_wait": span.waited / span.seconds,
+        now = time.perf_counter()
+        works: Sequence[Work] = self._works
+        total = Work(*(sum(column) * self._parts for column in zip(*works, strict=True)))
+        seconds = max(now - self._since - self._paused, 1e-9)
+        self._goodput.add(seconds - self._waited)
+        found = {
+            "samples_per_s": total.samples / seconds,
+            "tokens_per_s": total.tokens / seconds,
+            "mfu_lora": mfu_lora(self._work, total, seconds, self._peak),
+            "data_wait": self._waited / seconds,
             "goodput": self._goodput.share,
         }
+        self._works, self._waited, self._paused, self._since = [], 0.0, 0.0, now
+        return found

@@ -5,16 +5,14 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 
 from affectgpt_jax.data.shard_schema import digest
 from affectgpt_jax.errors import UserError
-from affectgpt_jax.training.flops import Work
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 HIT_EVENT = "/jax/compilation_cache/cache_hits"
@@ -62,61 +60,6 @@ class Goodput:
     def facts(self) -> dict[str, float]:
         """What the next start needs to go on, for a checkpoint."""
         return {"started": self._started, "productive": self._productive}
-
-
-class Mark(NamedTuple):
-    """A place on a `Pace`: the time, and what of it was spent waiting for data."""
-
-    time: float
-    waited: float
-
-
-class Span(NamedTuple):
-    """Steps between two that are logged: their work, their seconds without pauses, those of them waited for data."""
-
-    work: Work
-    seconds: float
-    waited: float
-
-
-class Pace:
-    """Times steps whose metrics come one step late.
-
-    A device at work beside its host ends a step unseen, about when its metrics arrive. A CPU runs a step while it is
-    asked for: its end is marked then, or the next step's time would count as this one's.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """The first step begins now."""
-        self._clock = clock
-        self._works: list[Work] = []
-        self._waited = self._paused = 0.0
-        self._last = self.mark()
-
-    def mark(self) -> Mark:
-        """This moment."""
-        return Mark(self._clock(), self._waited)
-
-    def wait(self, since: Mark) -> None:
-        """Data has come, after waiting since then."""
-        self._waited += self._clock() - since.time
-
-    def pause(self, since: Mark) -> None:
-        """Something else went on since then, between two steps."""
-        self._paused += self._clock() - since.time
-
-    def add(self, work: Work) -> None:
-        """A step more belongs to the next span."""
-        self._works.append(work)
-
-    def span(self, end: Mark | None = None) -> Span:
-        """What lies between the last span and the end of this one, now if it was not marked."""
-        end = end or self.mark()
-        work = Work(*map(sum, zip(*self._works, strict=True)))
-        seconds = max(end.time - self._last.time - self._paused, 1e-9)
-        found = Span(work, seconds, end.waited - self._last.waited)
-        self._works, self._last, self._paused = [], end, 0.0
-        return found
 
 
 def memory_in_use() -> dict[str, float]:

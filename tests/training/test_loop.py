@@ -72,8 +72,11 @@ def test_the_run_folder(finished: Path) -> None:
 def test_two_packed_passes_compile_nothing_and_move_nothing_unasked(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever thread: batches, metrics, checkpoints and validation go between host and devices when told to."""
-    run = Loop.run
+    """Whatever thread: batches, metrics, checkpoints and validation go between host and devices when told to.
+
+    To look at a step's metrics asks nothing of the devices: it would wait for the step at work.
+    """
+    run, settle = Loop.run, Loop._settle
 
     def guarded(self: Loop, *args: Any) -> Any:
         jax.config.update("jax_transfer_guard", "disallow")
@@ -82,7 +85,12 @@ def test_two_packed_passes_compile_nothing_and_move_nothing_unasked(
         finally:
             jax.config.update("jax_transfer_guard", "allow")
 
+    def settled(self: Loop, *args: Any) -> Any:
+        with jax.transfer_guard_host_to_device("disallow_explicit"):
+            return settle(self, *args)
+
     monkeypatch.setattr(Loop, "run", guarded)
+    monkeypatch.setattr(Loop, "_settle", settled)
     validation = {"every": 2, "answers": 0}
     config = tiny_config(tiny, train__output=str(tiny / "guarded"), train__checkpoint_every=2, validation=validation)
     assert train(config, tiny / "guarded").finished
