@@ -228,9 +228,10 @@ class Intervals(NamedTuple):
         """95% interval of anything that follows from theta [2, ...]: of its value at the fit and at `samples` [B, ...].
 
         In logs for what is a product of powers. Each quantity is stretched by itself: thetas of which all entries are
-        stretched would be no fits any more.
+        stretched would be no fits any more. Weibull's percentiles leave 2.5% of what might have been drawn on each
+        side, where numpy's own leave 3% of 200.
         """
-        return np.percentile(value + self.stretch * (values - value), [2.5, 97.5], axis=0)
+        return np.percentile(value + self.stretch * (values - value), [2.5, 97.5], axis=0, method="weibull")
 
 
 def bootstrap(fit: Fit, points: Points, resamples: int = 200, seed: int = 0) -> Intervals:
