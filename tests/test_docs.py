@@ -14,7 +14,7 @@ from affectgpt_jax.cli import COMMANDS, main
 from affectgpt_jax.config import load_config
 from affectgpt_jax.config.loading import find_config
 from affectgpt_jax.scaling.ladder import decoder_sizes
-from affectgpt_jax.scaling.study import as_study
+from affectgpt_jax.scaling.study import PartConfig, StudyConfig, as_study
 from tests.conftest import ROOT, reference_folder
 from tests.notebooks import run_notebook
 
@@ -122,8 +122,11 @@ def test_commands_that_take_too_long_here_are_understood(monkeypatch: pytest.Mon
     assert {words[0] for words in lines} == {"affectgpt", "sbatch", "kubectl"}  # tests/launch looks at these
 
 
-def test_the_study_of_the_page_is_one() -> None:
-    (text,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs/scaling_laws.md").read_text(), re.MULTILINE | re.DOTALL)
+def test_the_study_of_the_page_is_one_and_the_page_has_all_keys() -> None:
+    page = (ROOT / "docs/scaling_laws.md").read_text()
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    for key in (*StudyConfig.model_fields, *PartConfig.model_fields):
+        assert re.search(rf"[`.]{key}`|\b{key}:", page), key
     study = as_study(yaml.safe_load(text), "the page")
     for part in study.parts.values():
         for size in part.size:

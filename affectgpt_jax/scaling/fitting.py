@@ -64,12 +64,12 @@ def _slopes(law: Law, theta: np.ndarray, points: Points) -> np.ndarray:
     return law.predict(steps[:, :, None], points).imag.T / 1e-20
 
 
-def _solve(law: Law, start: np.ndarray, points: Points, delta: float, weights: np.ndarray | None = None) -> Any:
-    """The optimum near a start, in units near 1; `weights` [n] of the points' losses are 1 unless given."""
+def _solve(law: Law, start: np.ndarray, points: Points, delta: float, weights: np.ndarray | float = 1.0) -> Any:
+    """The optimum near a start, in units near 1; `weights` [n] of the points' losses."""
     logs = np.log(points.loss)
 
-    def weighted(squares: np.ndarray) -> np.ndarray:
-        """Huber's loss of squares in units of delta^2 and its two derivatives [3, n], each times its weight."""
+    def huber(squares: np.ndarray) -> np.ndarray:
+        """The loss of squares in units of delta^2 and its two derivatives [3, n], each times its weight."""
         far = np.maximum(squares, 1.0)
         loss = np.where(squares <= 1, squares, 2 * np.sqrt(far) - 1)
         return np.stack([loss, far**-0.5, np.where(squares <= 1, 0, -0.5 * far**-1.5)]) * weights
@@ -79,7 +79,7 @@ def _solve(law: Law, start: np.ndarray, points: Points, delta: float, weights: n
         np.clip(start, law.low, law.high),
         jac=lambda theta: -_slopes(law, theta, points),
         bounds=(law.low, law.high),
-        loss="huber" if weights is None else weighted,
+        loss=huber,
         f_scale=delta,
         ftol=1e-10,
         xtol=1e-10,

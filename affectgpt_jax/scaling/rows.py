@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy.optimize import nnls
 
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.replacing import replacing
@@ -139,5 +138,10 @@ def seconds_left(done: Sequence[Row], left: Sequence[float]) -> float:
     """
     flops, seconds = (np.array([getattr(row, name) for row in done]) for name in ("flops", "seconds"))
     scale = max(flops.max(), 1.0)
-    start, work = nnls(np.stack([np.ones(len(done)), flops / scale], axis=1), seconds)[0]
+    columns = np.stack([np.ones(len(done)), flops / scale], axis=1)
+    found = np.linalg.lstsq(columns, seconds)[0]
+    if found.min() < 0:  # neither takes less than nothing: the other alone
+        other = columns[:, found.argmax()]
+        found = np.where(found > 0, other @ seconds / (other @ other), 0.0)
+    start, work = found
     return float(start * len(left) + work * sum(left) / scale)

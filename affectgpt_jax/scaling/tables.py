@@ -2,10 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from affectgpt_jax.scaling.findings import Finding
 from affectgpt_jax.scaling.plan import Plan, Run
 from affectgpt_jax.scaling.rows import Row, seconds_left
+
+if TYPE_CHECKING:
+    from affectgpt_jax.scaling.findings import Finding  # and with it SciPy, which `status` has no use for
 
 LARGEST = {"size": "the largest size", "data": "the most captions", "compute": "the most compute"}
 SHOWN = 5
@@ -83,7 +86,7 @@ def status_lines(plan: Plan, rows: Mapping[str, Row]) -> list[str]:
     return lines
 
 
-def finding_lines(finding: Finding, budgets: Mapping[str, float]) -> list[str]:
+def finding_lines(finding: "Finding", budgets: Mapping[str, float]) -> list[str]:
     """A law with its intervals, what it predicts, and what is wrong with it."""
     fitted = finding.fit
     if fitted is None:

@@ -101,9 +101,9 @@ def test_intervals_of_predictions_hold_the_truth_and_are_narrow_where_there_are_
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("sizes", [7, 20])
-def test_95_percent_intervals_hold_the_truth_in_90_of_100_trials(sizes: int):
-    hits = coverage(grid(sizes, sizes), 100, 200)
+@pytest.mark.parametrize(("sizes", "data", "seeds"), [(7, 7, 1), (20, 20, 1), (5, 4, 2)])
+def test_95_percent_intervals_hold_the_truth_in_90_of_100_trials(sizes: int, data: int, seeds: int):
+    hits = coverage(grid(sizes, data, seeds), 100, 200)
     assert min(hits.values()) >= 90, hits
 
 

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from scipy.optimize import nnls
 
 from affectgpt_jax.cli import main
 from affectgpt_jax.config import load_config
@@ -308,6 +310,15 @@ def test_the_time_left_counts_starts_and_work(plan: Plan) -> None:
     assert seconds_left(done, [4e9, 5e9]) == pytest.approx(2 * 20 + 27)
     assert seconds_left(done[:1], [1e9]) == pytest.approx(23)
     assert seconds_left([row._replace(flops=0.0, seconds=5.0)], [0.0]) == pytest.approx(5)  # failed at once
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_time_left_is_that_of_the_nearest_times_that_are_not_negative(plan: Plan, seed: int) -> None:
+    row, rng = running._planned(plan.runs[0]), np.random.default_rng(seed)
+    flops, seconds = rng.uniform(1e9, 9e9, 4), rng.uniform(10, 90, 4)
+    start, work = nnls(np.stack([np.ones(4), flops / 1e9], axis=1), seconds)[0]
+    done = [row._replace(flops=f, seconds=s) for f, s in zip(flops, seconds, strict=True)]
+    assert seconds_left(done, [3e9, 7e9]) == pytest.approx(2 * start + 10 * work)
 
 
 def test_a_thousand_rows_are_told_quickly(tmp_path: Path, features: Path) -> None:
