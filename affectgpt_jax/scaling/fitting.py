@@ -185,7 +185,8 @@ def screened_fit(
 ) -> tuple[Fit, Points, list[str]]:
     """Fit a law to rows of which some may have diverged.
 
-    Suspected is what lies above the fit by more than 6 robust standard deviations and more than 5%.
+    Suspected is what lies above the fit by more than 6 robust standard deviations and more than 5%, and as far above
+    another seed of its cell if there is one: where all seeds agree it is the law that misses them.
 
     Args:
         law: its form.
@@ -200,7 +201,11 @@ def screened_fit(
         UserError: of `check`; rows that seem to have diverged.
     """
     fitted = fit(law, points, huber=huber)
-    suspect = fitted.residuals > max(6 * fitted.sigma, np.log(1.05))
+    limit = max(6 * fitted.sigma, np.log(1.05))
+    suspect = fitted.residuals > limit
+    for i in np.flatnonzero(suspect):
+        seeds = fitted.residuals[points.cell == points.cell[i]]
+        suspect[i] = len(seeds) == 1 or fitted.residuals[i] - seeds.min() > limit
     lines = [
         f"{points.names[i]}: its loss {points.loss[i]:.4g} lies {np.expm1(fitted.residuals[i]):.0%} above the fit, "
         f"it seems to have diverged"

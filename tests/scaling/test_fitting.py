@@ -376,3 +376,17 @@ def test_a_wrong_law_is_told_from_noise():
     assert not warned(points, "more than seeds explain")
     bent = points._replace(loss=points.loss * (1 + 0.03 * np.sin(2 * np.log(points.parameters))))
     assert warned(bent, "more than seeds explain")
+
+
+def test_seeds_that_agree_have_not_diverged():
+    """A cell that the law misses is fitted, with a warning; one seed far above the other is refused."""
+    points = measured(grid(6, 6, seeds=2), 0.005)
+    both = points.cell == points.cell[0]
+    missed = points._replace(loss=np.where(both, 1.15 * points.loss, points.loss))
+    fitted, kept, _ = screened_fit(CHINCHILLA, missed)
+    assert len(kept.loss) == len(points.loss)
+    assert any("more than seeds explain" in line for line in told(fitted, missed))
+    one = np.flatnonzero(both)[0]
+    alone = points._replace(loss=np.where(np.arange(len(both)) == one, 1.15 * points.loss, points.loss))
+    with pytest.raises(UserError, match=f"{points.names[one]}: .* seems to have diverged"):
+        screened_fit(CHINCHILLA, alone)
