@@ -18,6 +18,13 @@ def test_distributions() -> None:
     np.testing.assert_allclose(share, 0.5, atol=0.04)
 
 
+def test_the_largest_word_is_a_finite_number() -> None:
+    seed, shape = jnp.uint32(525), (1718,)  # the last of these words is one of 256 whose uniform number rounded to 1
+    assert int(bits(seed, shape)[-1]) >> 8 == 2**24 - 1
+    assert float(uniform(seed, shape)[-1]) == 1 - 2.0**-24
+    assert 5 < float(normal(seed, shape)[-1]) < 6
+
+
 def test_neighbours_and_seeds_are_uncorrelated() -> None:
     first, second = (np.asarray(normal(jnp.uint32(seed), (400, 400))) for seed in (1, 2))
     for x, y in ((first, second), (first[:, 1:], first[:, :-1]), (first[1:], first[:-1])):
