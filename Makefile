@@ -3,7 +3,7 @@
 # make slow       tests that take longer, such as every command of the README
 # make long       tests that take minutes each: jobs of four processes, every mesh of eight devices
 # make test-all   all of these, on every interpreter of PYTHONS that is installed
-# make bench      benchmarks that run on a CPU
+# make bench      benchmarks that run on a CPU: about half an hour, 50 GB of disk
 # make beam       the environment with Apache Beam, and its tests
 # make lock       resolve the lock of the default interpreter anew
 
@@ -15,6 +15,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print(f"{sys.version_info.major}{sy
 LOCK := requirements/py$(VERSION).lock
 STAMP := $(shell cat $(LOCK) pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 WORKERS ?= 2
+BENCHMARKS ?= train_step generate encoders checkpoint input_pipeline score weights
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 15
 
 .PHONY: demo demo-prefusion test test-all lint types contract pytest slow long bench beam lock clean
@@ -55,7 +56,7 @@ test-all:
 	  else echo "$$python is not installed: skipped"; fi; done
 
 bench: $(VENV)/.dev-$(STAMP)
-	set -e; for file in benchmarks/*.py; do echo "== $$file"; JAX_PLATFORMS=cpu $(BIN)/python $$file; done
+	set -e; for name in $(BENCHMARKS); do echo "== $$name"; JAX_PLATFORMS=cpu $(BIN)/python benchmarks/$$name.py; done
 
 # The environment is built once per lock: what `make demo` needs first, the tools of `make test` on top. It asks
 # nothing of the system but an interpreter with pip (not even Debian's python3-venv).

@@ -52,6 +52,10 @@ office tone softens suggesting relief overall emotional state can be described a
 """
 
 
+Rates = tuple[float, float]
+"""Samples a second of the fastest and of the slowest run."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=100_000)
@@ -77,7 +81,8 @@ def main() -> None:
         packed = tokenised_and_packed(config, tokenizer, data, args.passes)
         data_wait(config, tokenizer, data)
         media = clip_by_clip(folder, tokenizer, data, args.clips)
-        print(f"\nshards against media clip by clip: {packed / media:,.0f}x")
+        least, most = packed[1] / media[0], packed[0] / media[1]
+        print(f"\nshards against media clip by clip: {packed[0] / media[0]:,.0f}x ({least:,.0f} - {most:,.0f})")
 
 
 def own_tokenizer(folder: Path) -> str:
@@ -205,7 +210,7 @@ def read_all(pool: ThreadPoolExecutor, read: Callable[[np.ndarray], object], cou
         pass
 
 
-def tokenised_and_packed(config: RunConfig, tokenizer: Tokenizer, data: RunData, passes: int) -> float:
+def tokenised_and_packed(config: RunConfig, tokenizer: Tokenizer, data: RunData, passes: int) -> Rates:
     """Training batches of whole passes, and the memory that this process holds after each."""
     rates, held = [], []
     batches = make_batches(config, tokenizer, data, 0)
@@ -227,7 +232,7 @@ def tokenised_and_packed(config: RunConfig, tokenizer: Tokenizer, data: RunData,
         f"{max(rates):>10,.0f}/s  slowest pass {min(rates):>7,.0f}/s  (at least 5,000)"
     )
     print(f"memory after each of {passes} passes: {', '.join(f'{size / 1e6:,.0f} MB' for size in held)}\n")
-    return max(rates)
+    return max(rates), min(rates)
 
 
 def memory() -> int:
@@ -258,7 +263,7 @@ def data_wait(config: RunConfig, tokenizer: Tokenizer, data: RunData, steps: int
     )
 
 
-def clip_by_clip(folder: Path, tokenizer: Tokenizer, data: RunData, count: int) -> float:
+def clip_by_clip(folder: Path, tokenizer: Tokenizer, data: RunData, count: int) -> Rates:
     """The original's way: each sample's crops and sound are read, cut and normalised when its turn comes."""
     write_corpus(folder / "corpus", SplitCounts(count, 1, 1), 0)
     found = [entry for entry in read_corpus(str(folder / "corpus")).records if entry.text.split == "train"]
@@ -279,7 +284,7 @@ def clip_by_clip(folder: Path, tokenizer: Tokenizer, data: RunData, count: int) 
                 collate_rows(rows, shape)
 
         seconds = best(work)
-        rates[streams] = len(found) / seconds[0]
+        rates[streams] = len(found) / seconds[0], len(found) / seconds[1]
         show(f"media clip by clip, batches of 3: {', '.join(streams)}", len(found), seconds)
     return rates["face@8", "audio@8"]
 

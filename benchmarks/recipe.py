@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=9600, help="that each run goes through")
     parser.add_argument("--rate", type=float, default=2e-4, help="learning rate of the original's way")
     parser.add_argument("--rows", type=int, default=16, help="packed rows of a step")
+    parser.add_argument("--row-length", type=int, help="tokens of a packed row; default: the config's, of both ways")
     parser.add_argument("--exponents", type=float, nargs="+", default=[0.5, 0.75, 1.0])
     parser.add_argument("--weightings", nargs="+", choices=("token", "reference"), default=["token", "reference"])
     parser.add_argument("--seeds", type=int, default=3)
@@ -58,7 +59,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/recipe"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    packed = (f"train.rows={args.rows}", "data.window=512", f"data.group={GROUP}")
+    packed = [f"train.rows={args.rows}", "data.window=512", f"data.group={GROUP}"]
+    if args.row_length:
+        packed.append(f"data.row_length={args.row_length}")
     ways = [Way("original", ORIGINAL, 0.0)]
     ways += [
         Way(f"packed, {weighting}, {exponent:g}", (*packed, f"data.weighting={weighting}"), exponent)

@@ -10,6 +10,7 @@ sets; its second form remembers the classes of words it has met.
 import argparse
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -73,14 +74,14 @@ def plain_place(tables: OfficialTables) -> Callable[[str, int], str | None]:
     return place
 
 
-def fastest(run: Callable[[], object], repeats: int) -> float:
-    """Seconds of the fastest of several runs."""
+def repeat(run: Callable[[], object], repeats: int) -> list[float]:
+    """Seconds of several runs, in order of size."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return sorted(seconds)
 
 
 def against_plain(truth: Truth, runs: Sequence[Answers], folder: Path, table: WheelTable) -> list[tuple[str, ...]]:
@@ -98,16 +99,23 @@ def against_plain(truth: Truth, runs: Sequence[Answers], folder: Path, table: Wh
     if not np.allclose(ours(), plain(lru_cache(None)(place)), rtol=0, atol=1e-12):
         raise SystemExit("the plain version gives other scores")
     times = {
-        "plain Python": fastest(lambda: plain(place), 3),
-        "plain Python, remembering words": fastest(lambda: plain(lru_cache(None)(place)), 5),
-        "affectgpt_jax": fastest(ours, 20),
+        "plain Python": repeat(lambda: plain(place), 3),
+        "plain Python, remembering words": repeat(lambda: plain(lru_cache(None)(place)), 5),
+        "affectgpt_jax": repeat(ours, 20),
     }
-    own = times["affectgpt_jax"]
-    return [(name, f"{1000 * seconds:.1f} ms", f"{seconds / own:.1f}x") for name, seconds in times.items()]
+    own = statistics.median(times["affectgpt_jax"])
+    return [
+        (name, *milliseconds(seconds), f"{statistics.median(seconds) / own:.1f}x") for name, seconds in times.items()
+    ]
 
 
-def cold_start(root: Path, folder: Path) -> float:
-    """Seconds of `affectgpt score` on MELD in a new process, emotion table cached."""
+def milliseconds(seconds: Sequence[float]) -> tuple[str, str]:
+    """Median and spread."""
+    return f"{1000 * statistics.median(seconds):.1f} ms", f"{1000 * seconds[0]:.1f} - {1000 * seconds[-1]:.1f}"
+
+
+def cold_start(root: Path, folder: Path) -> list[float]:
+    """Seconds, three times, of `affectgpt score` on MELD in a new process, emotion table cached."""
     arguments = [
         "score",
         root / "predictions/meld",
@@ -119,17 +127,17 @@ def cold_start(root: Path, folder: Path) -> float:
         folder,
     ]
     command = [str(Path(sys.executable).with_name("affectgpt")), *map(str, arguments)]
-    return fastest(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), 3)
+    return repeat(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), 3)
 
 
-def many_clips(truth: Truth, answers: Answers, table: WheelTable) -> float:
-    """Seconds to score a million clips, drawn from real ones."""
+def many_clips(truth: Truth, answers: Answers, table: WheelTable) -> list[float]:
+    """Seconds, three times, to score a million clips, drawn from real ones."""
     picks = np.random.default_rng(0).integers(0, len(answers), MILLION).tolist()
     # each list a new object, as a file would give them
     drawn = tuple((*answers[i][:-1], *answers[i][-1:]) for i in picks)
     names = tuple(map(str, range(MILLION)))
     large = Truth(truth.dataset, names, tuple(truth.labels[i] for i in picks), np.zeros(MILLION), truth.path)
-    return fastest(lambda: values(measures(large, [drawn], table, "reference")[0]), 1)
+    return repeat(lambda: values(measures(large, [drawn], table, "reference")[0]), 3)
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -151,15 +159,15 @@ def main(arguments: Iterable[str] | None = None) -> None:
     console = Console()
     rows = against_plain(truth, runs, folder, table)
     title = f"Scoring {len(runs)} checkpoints of MELD ({len(truth.names):,} clips, 5 wheels), files loaded"
-    print_table(console, Table(title, ("Version", "time", "ratio"), tuple(rows)))
-    wall = cold_start(args.unibench, folder)
+    print_table(console, Table(title, ("Version", "time", "spread", "ratio"), tuple(rows)))
+    cold = cold_start(args.unibench, folder)
     million = many_clips(truth, runs[0], table)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rows = [
-        ("affectgpt score on MELD, new process", f"{wall:.2f} s", ""),
-        ("one million clips, 5 wheels", f"{million:.2f} s", f"{memory:,.0f} MiB"),
+        ("affectgpt score on MELD, new process", *milliseconds(cold), ""),
+        ("one million clips, 5 wheels", *milliseconds(million), f"{memory:,.0f} MiB"),
     ]
-    print_table(console, Table("Whole runs", ("Run", "time", "peak memory"), tuple(rows)))
+    print_table(console, Table("Whole runs, three times", ("Run", "time", "spread", "peak memory"), tuple(rows)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT, reference_folder
+
 pytest.importorskip("peft")
 pytest.importorskip("torch")
 
-ROOT = Path(__file__).parents[1]
 MODES = ("in the loop", "cached", "natural")
 
 
@@ -91,6 +94,60 @@ def _check_training(runs: Runs, told: str) -> None:
         assert float(tokens) == pytest.approx(read / result["seconds"], rel=1e-2, abs=1)
     ratios = [line for line in lines if line.startswith("ours, ") and "x (" in line]
     assert len(ratios) == 4
+
+
+def test_make_bench_runs_all_that_measure() -> None:
+    command = ["make", "--dry-run", "--silent", f"VENV={Path(sys.executable).parents[1]}", "bench"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    (names,) = re.findall(r"for name in ([\w ]+);", told)
+    others = {"recipe", "roofline", "summary"}  # trains for hours, measures nothing, reads what h200.sh left
+    assert set(names.split()) == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - others
+
+
+@pytest.mark.slow
+def test_weights(tmp_path: Path) -> None:
+    """The smallest shape: both sides merge the same, and the table has what they took."""
+    report = tmp_path / "weights.json"
+    told = _bench("weights", "--shape", "tiny", "--runs", "2", "--folder", str(tmp_path), "--json", str(report))
+    found = json.loads(report.read_text())
+    assert {name: len(runs) for name, runs in found.items()} == {
+        "write, ours": 1, "read, torch": 2, "read, ours": 2, "load, ours": 2, "merge, torch": 2, "merge, ours": 2,
+        "check, ours": 1,
+    }  # fmt: skip
+    size = found["write, ours"][0]["bytes"]
+    assert size == found["read, ours"][0]["bytes"] == found["merge, ours"][0]["bytes"]
+    assert size / 8 <= found["load, ours"][0]["bytes"] < size / 4  # small tensors are whole on each
+    (line,) = (line for line in told.splitlines() if line.startswith("merge adapters"))
+    seconds = [sorted(run["seconds"] for run in found[f"merge, {side}"]) for side in ("torch", "ours")]
+    ratio = statistics.median(seconds[0]) / statistics.median(seconds[1])
+    assert f"{ratio:.2f}x" in line
+    assert not list(tmp_path.glob("weights.*/"))
+
+
+@pytest.mark.slow
+def test_input_pipeline(tmp_path: Path) -> None:
+    told = _bench("input_pipeline", "--samples", "300", "--passes", "2", "--clips", "3")
+    rates = [float(rate.replace(",", "")) for rate in re.findall(r"([\d,]+)/s  slowest", told)]
+    assert len(rates) == 8
+    assert min(rates) > 0
+    ratio, least, most = re.findall(r"clip by clip: ([\d,]+)x \(([\d,]+) - ([\d,]+)\)", told)[0]
+    assert float(least.replace(",", "")) <= float(ratio.replace(",", "")) <= float(most.replace(",", ""))
+
+
+@pytest.mark.slow
+def test_score() -> None:
+    """It ends with an error unless the plain version gives the same scores."""
+    told = _bench("score", "--unibench", str(reference_folder("AFFECTGPT_UNIBENCH", "../shared/unibench")))
+    assert re.search(r"affectgpt_jax +[\d.]+ ms +[\d.]+ - [\d.]+ +1.0x", told)
+    assert re.search(r"one million clips, 5 wheels +[\d.]+ ms", told)
+
+
+def _bench(name: str, *words: str) -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *words]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "160"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
 
 
 @pytest.mark.slow
