@@ -3,7 +3,7 @@
 # make slow       tests that take longer, such as every command of the README
 # make long       tests that take minutes each: jobs of four processes, every mesh of eight devices
 # make test-all   all of these, on every interpreter of PYTHONS that is installed
-# make bench      benchmarks that run on a CPU: about half an hour, 50 GB of disk
+# make bench      benchmarks that run on a CPU: about an hour, 50 GB of disk
 # make beam       the environment with Apache Beam, and its tests
 # make lock       resolve the lock of the default interpreter anew
 
@@ -15,7 +15,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print(f"{sys.version_info.major}{sy
 LOCK := requirements/py$(VERSION).lock
 STAMP := $(shell cat $(LOCK) pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 WORKERS ?= 2
-BENCHMARKS ?= train_step generate encoders checkpoint input_pipeline score weights
+BENCHMARKS ?= train_step generate encoders checkpoint input_pipeline score weights ablations
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 15
 
 .PHONY: demo demo-prefusion test test-all lint types contract pytest slow long bench beam lock clean

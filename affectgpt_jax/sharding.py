@@ -130,6 +130,11 @@ def check_mesh(config: RunConfig, sizes: Mapping[str, int]) -> None:
       UserError: sizes that do not divide what lies over them, with the nearest that do.
     """
     check_split(config.model, sizes)
+    if config.model.decoder.fused and sizes["tensor"] > 1:
+        raise UserError(
+            f"mesh.tensor={sizes['tensor']} splits what model.decoder.fused=true puts together; set one of them back "
+            "(mesh.tensor=1 or model.decoder.fused=false)"
+        )
     rows, shards = config.train.rows, batch_shards(sizes)
     if rows % shards:
         more = -(-rows // shards) * shards

@@ -142,6 +142,21 @@ def test_score() -> None:
     assert re.search(r"one million clips, 5 wheels +[\d.]+ ms", told)
 
 
+@pytest.mark.slow
+def test_ablations(tmp_path: Path) -> None:
+    report = tmp_path / "ablations.json"
+    some = ("one sample a row", "every token a target", "state not donated", "fused")
+    told = _bench("ablations", "--shape", "tiny", "--runs", "1", "--json", str(report), "--only", *some)
+    found = {name: runs[0] for name, runs in json.loads(report.read_text()).items()}
+    assert set(found) == {"shipped", *some}
+    for name, result in found.items():
+        (line,) = (line for line in told.splitlines() if line.startswith(f"{name}  "))
+        assert f" {result['rate']:.2f} " in line
+        assert f"{result['rate'] / found['shipped']['rate']:.2f}x (" in line
+    # A state of one kind of number thrice, parameters and two moments, is held twice.
+    assert found["state not donated"]["memory"] > found["shipped"]["memory"]
+
+
 def _bench(name: str, *words: str) -> str:
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *words]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "160"}

@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from affectgpt_jax.config.base import Section
 from affectgpt_jax.data.prompts import MODES, needs, unfused_mode
@@ -21,6 +21,11 @@ Prefusion = Literal["attention", "qformer", "none"]
 Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 LINEARS: tuple[Linear, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FUSED: dict[str, tuple[Linear, ...]] = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+"""Linear maps of one input, by the name of the one product that can give them all."""
 
 
 def _divides(parts: int, whole: int, parts_name: str, whole_name: str) -> None:
@@ -166,6 +171,13 @@ class DecoderConfig(Section):
         default="auto", description="kernel of training rows and prompts; auto: by device and row length"
     )
     remat: Remat = "none"
+    fused: bool = Field(
+        default=False,
+        description="one product for q, k and v and one for gate and up: frozen kernels are put together at the start",
+    )
+    unroll: NonNegativeInt = Field(
+        default=0, description="layers in a turn of the training loop over layers; 0: all of up to four, else one"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -225,7 +237,7 @@ class DecoderConfig(Section):
         }
 
 
-RUNTIME = ("lora", "dtype", "base", "cache", "attention", "remat")
+RUNTIME = ("lora", "dtype", "base", "cache", "attention", "remat", "fused", "unroll")
 """Keys of `DecoderConfig` that no Hugging Face config.json holds."""
 
 

@@ -236,7 +236,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self._check_int8()
+        self._check_frozen()
         counts = {stream.modality: stream.count for stream in map(parse_stream, self.prepare.streams)}
         wanted = needs(self.model.mode)
         lost = [stream for stream in wanted.streams if stream not in counts and stream != "image"]
@@ -257,14 +257,18 @@ class RunConfig(Section):
                     )
         return self
 
-    def _check_int8(self) -> None:
-        """What is held as int8 cannot be trained."""
-        if self.model.decoder.base == "float":
-            return
-        kernels = [f"decoder/layers/{linear}/kernel" for linear in LINEARS]
+    def _check_frozen(self) -> None:
+        """What is held as int8 or fused cannot be trained."""
+        decoder = self.model.decoder
+        why, remedy = "model.decoder.base=int8", "model.decoder.base=float"
+        if decoder.base == "float":
+            if not decoder.fused:
+                return
+            why, remedy = "model.decoder.fused=true", "model.decoder.fused=false"
+        kernels = [f"decoder/layers/{linear}/{leaf}" for linear in LINEARS for leaf in ("kernel", "bias")]
         for pattern in self.train.trainable:
             if found := next((path for path in kernels if re.search(pattern, path)), None):
                 raise ValueError(
-                    f"train.trainable has {pattern!r}, which matches {found}, but model.decoder.base=int8 cannot be "
-                    "trained; set model.decoder.base=float, or train the adapters: ['^fusion/', '/lora_[ab]$']"
+                    f"train.trainable has {pattern!r}, which matches {found}, but with {why} it cannot be trained; set "
+                    f"{remedy}, or train the adapters: ['^fusion/', '/lora_[ab]$']"
                 )

@@ -242,7 +242,7 @@ def settle(trained: Trained, place: Placement) -> Trained:
 
 def _anywhere(config: RunConfig) -> RunConfig:
     """The config without what suits only the devices that the run was trained on."""
-    decoder = config.model.decoder.model_copy(update={"attention": "auto"})
+    decoder = config.model.decoder.model_copy(update={"attention": "auto", "fused": False})
     return config.model_copy(update={"model": config.model.model_copy(update={"decoder": decoder})})
 
 

@@ -3,18 +3,19 @@
 B rows, T tokens, D width, H query heads, K key heads, P prompt slots, R ring slots of generated tokens, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from affectgpt_jax.config.networks import LINEARS, DecoderConfig, Linear
+from affectgpt_jax.config.networks import FUSED, LINEARS, DecoderConfig, Linear
 from affectgpt_jax.nn.linear import Dense, Embedding
 from affectgpt_jax.nn.norm import RMSNorm
 from affectgpt_jax.nn.parameter import parameter
@@ -35,6 +36,18 @@ OUTPUT_AXES: dict[Linear, str | None] = {
     "down_proj": None,
 }
 """What lies along the output of each linear map; None is the residual stream."""
+NOTHING: Mapping[Linear, Array] = {}
+
+
+def output_widths(config: DecoderConfig) -> dict[Linear, int]:
+    """The width of each linear map's output."""
+    sizes = {
+        "heads": config.heads * config.head_dim,
+        "kv_heads": config.kv_heads * config.head_dim,
+        "mlp": config.mlp_width,
+        None: config.width,
+    }
+    return {name: sizes[axis] for name, axis in OUTPUT_AXES.items()}
 
 
 class LayerCache(NamedTuple):
@@ -96,23 +109,35 @@ class DecoderLayer(nn.Module):
         seed: Seed | None = None,
     ) -> tuple[Float[Array, "B _ D"], Any]:
         c = self.config
+        widths = output_widths(c)
+        dense = partial(Dense, dtype=jnp.dtype(c.dtype), int8=c.base == "int8")
 
-        def linear(name: Linear, x: Array, width: int, bias: bool = False) -> Array:
+        def fused(group: str, x: Array) -> dict[Linear, Array]:
+            """x W + b of several maps by one product, where their kernels lie together (`weights.fused`)."""
+            if not self.has_variable("params", group):
+                return {}
+            parts = [widths[name] for name in FUSED[group]]
+            y = dense(sum(parts), group == "qkv_proj", name=group)(x)
+            return dict(zip(FUSED[group], jnp.split(y, np.cumsum(parts)[:-1], axis=-1), strict=True))
+
+        def linear(name: Linear, x: Array, plain: Mapping[Linear, Array] = NOTHING) -> Array:
             lora = c.lora if name in c.lora.targets else None
-            layer = Dense(width, bias, lora, jnp.dtype(c.dtype), int8=c.base == "int8", name=name)
-            y = layer(x, None if seed is None else fold(seed, LINEARS.index(name)))
+            layer = dense(widths[name], name in FUSED["qkv_proj"], lora, name=name)
+            y = layer(x, None if seed is None else fold(seed, LINEARS.index(name)), plain.get(name))
             return constrain(y, "batch", None, OUTPUT_AXES[name])
 
         def heads(x: Float[Array, "B T D"]) -> Float[Array, "B T H d"]:
             return rearrange(x, "b t (h d) -> b t h d", d=c.head_dim)
 
         x = RMSNorm(c.norm_eps, name="attention_norm")(h)
-        k = heads(checkpoint_name(linear("k_proj", x, c.kv_heads * c.head_dim, bias=True), "key"))
-        v = heads(checkpoint_name(linear("v_proj", x, c.kv_heads * c.head_dim, bias=True), "value"))
+        plain = fused("qkv_proj", x)
+        k = heads(checkpoint_name(linear("k_proj", x, plain), "key"))
+        v = heads(checkpoint_name(linear("v_proj", x, plain), "value"))
         k, own = rotate(k, angles), angles
         if isinstance(state, Ending):
-            x, h, own = (jnp.take_along_axis(y, state.place[:, None, None], axis=1) for y in (x, h, angles))
-        q = heads(checkpoint_name(linear("q_proj", x, c.heads * c.head_dim, bias=True), "query"))
+            at = state.place[:, None, None]
+            x, h, own, plain = jax.tree.map(partial(jnp.take_along_axis, indices=at, axis=1), (x, h, angles, plain))
+        q = heads(checkpoint_name(linear("q_proj", x, plain), "query"))
         q = rotate(q, own)
         output: Any = hold(k, v, c.cache == "int8") if self.keep_keys else None
         if isinstance(look, StepMasks):
@@ -130,12 +155,13 @@ class DecoderLayer(nn.Module):
             # The parameters' shapes are found with a row of one token, which not every kernel takes.
             x = packed_attention(q, k, v, look, kernel="xla" if self.is_initializing() else c.attention)
         x = rearrange(x, "b t h d -> b t (h d)")
-        h = checkpoint_name(h + linear("o_proj", x, c.width), "residual")
+        h = checkpoint_name(h + linear("o_proj", x), "residual")
 
         x = RMSNorm(c.norm_eps, name="mlp_norm")(h)
-        gate = checkpoint_name(linear("gate_proj", x, c.mlp_width), "gate")
-        up = checkpoint_name(linear("up_proj", x, c.mlp_width), "up")
-        h = h + linear("down_proj", jax.nn.silu(gate) * up, c.width)
+        plain = fused("gate_up_proj", x)
+        gate = checkpoint_name(linear("gate_proj", x, plain), "gate")
+        up = checkpoint_name(linear("up_proj", x, plain), "up")
+        h = h + linear("down_proj", jax.nn.silu(gate) * up)
         return constrain(h, "batch", None, None), output
 
 
@@ -200,7 +226,7 @@ class Decoder(nn.Module):
         """
         c = self.config
         shared = (rotary_angles(positions, c.head_dim, c.rope_theta), segment_ids)
-        h, _ = run_layers(self.layer, self.layers, h, shared, seed=seed, remat=c.remat)
+        h, _ = run_layers(self.layer, self.layers, h, shared, seed=seed, remat=c.remat, unroll=c.unroll)
         return self.final_norm(h)
 
     def prefill(

@@ -20,7 +20,8 @@ class Dense(nn.Module):
 
     Parameters: `kernel` [in, out], `bias` [out], `lora_a` [in, rank], `lora_b` [rank, out]. With `int8` the kernel is
     int8, with `kernel_scale` [out] beside it, and is not trained; both are made when a base is read.
-    Adapter dropout acts iff a seed is given.
+    Adapter dropout acts iff a seed is given. With `plain`, which is x W + b, nothing but the adapter is left to do, and
+    there is no kernel.
     """
 
     features: int
@@ -31,9 +32,23 @@ class Dense(nn.Module):
     int8: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*dims in"], seed: Seed | None = None) -> Float[Array, "*dims out"]:
+    def __call__(
+        self, x: Float[Array, "*dims in"], seed: Seed | None = None, plain: Float[Array, "*dims out"] | None = None
+    ) -> Float[Array, "*dims out"]:
         width = x.shape[-1]
         x = x.astype(self.dtype)
+        y = self._plain(x) if plain is None else plain
+        if self.lora is not None and self.lora.rank:
+            # PEFT's initialisation: A uniform in +-1/sqrt(in), B zero, so that training starts at the base model.
+            a = parameter(self, "lora_a", init.fan_in_uniform, (width, self.lora.rank)).astype(self.dtype)
+            b = parameter(self, "lora_b", init.zeros, (self.lora.rank, self.features)).astype(self.dtype)
+            x = dropout(seed, x, self.lora.dropout)
+            scale = jnp.asarray(self.lora.alpha / self.lora.rank, self.dtype)
+            y = y + widen(checkpoint_name(x @ a, "low_rank"), b) * scale
+        return y
+
+    def _plain(self, x: Float[Array, "*dims in"]) -> Float[Array, "*dims out"]:
+        width = x.shape[-1]
         if self.int8:
             kernel = parameter(self, "kernel", init.int8_zeros, (width, self.features))
             y = int8_matmul(x, kernel, parameter(self, "kernel_scale", init.ones, (self.features,)))
@@ -42,13 +57,6 @@ class Dense(nn.Module):
             y = product(x, kernel)
         if self.bias:
             y = y + parameter(self, "bias", init.zeros, (self.features,)).astype(self.dtype)
-        if self.lora is not None and self.lora.rank:
-            # PEFT's initialisation: A uniform in +-1/sqrt(in), B zero, so that training starts at the base model.
-            a = parameter(self, "lora_a", init.fan_in_uniform, (width, self.lora.rank)).astype(self.dtype)
-            b = parameter(self, "lora_b", init.zeros, (self.lora.rank, self.features)).astype(self.dtype)
-            x = dropout(seed, x, self.lora.dropout)
-            scale = jnp.asarray(self.lora.alpha / self.lora.rank, self.dtype)
-            y = y + widen(checkpoint_name(x @ a, "low_rank"), b) * scale
         return y
 
 

@@ -50,6 +50,7 @@ def run_layers(
     *,
     seed: Seed | None = None,
     remat: Remat = "none",
+    unroll: int = 0,
 ) -> tuple[Array, Any]:
     """Scan `h` through the layers.
 
@@ -60,6 +61,7 @@ def run_layers(
       shared: arguments every layer gets.
       seed: turns dropout on; each layer folds in its index.
       remat: what the backward pass recomputes.
+      unroll: layers in a turn of the loop; 0: all if they are few, else one.
 
     Returns:
       The last residual stream, and the layers' outputs stacked [L, ...].
@@ -74,14 +76,15 @@ def run_layers(
     # A few layers cost less to compile than their activations cost to stack: on a CPU a step of three layers takes 24 %
     # less time unrolled. Then only a barrier keeps the compiler from computing early, and keeping, what shall be
     # recomputed; in a loop there is nothing to keep it from.
-    unrolled = length <= FEW
+    turn = unroll or (length if length <= FEW else 1)
+    unrolled = turn >= length
     match remat:
         case "names":
             keep = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
             body = jax.checkpoint(body, policy=keep, prevent_cse=unrolled)
         case "full":
             body = jax.checkpoint(body, prevent_cse=unrolled)
-    return jax.lax.scan(body, h, (jnp.arange(length), params), unroll=length if unrolled else 1)
+    return jax.lax.scan(body, h, (jnp.arange(length), params), unroll=min(turn, length))
 
 
 def unroll_layers(

@@ -140,6 +140,7 @@ def _lowered(job: Job) -> dict[str, Callable[[], Any]]:
     from affectgpt_jax.ops.sampling import GREEDY
     from affectgpt_jax.planning.layout import abstract_batch, abstract_prompts, answer_rows, lay_out, prompt_bucket
     from affectgpt_jax.sharding import replicated
+    from affectgpt_jax.weights.fused import fuse
 
     plan = lay_out(job, open_topology(job.topology))
     mesh: Any = plan.mesh
@@ -152,7 +153,8 @@ def _lowered(job: Job) -> dict[str, Callable[[], Any]]:
         return call
 
     if job.kind == "train":
-        return {"step": under(lambda: plan.step.lower(plan.state, plan.frozen, abstract_batch(job, mesh)))}
+        frozen = fuse(plan.frozen) if job.config.model.decoder.fused else plan.frozen
+        return {"step": under(lambda: plan.step.lower(plan.state, frozen, abstract_batch(job, mesh)))}
     config = job.config
     settings = Settings(
         plan.model, answer_rows(job, dict(mesh.shape)), prompt_bucket(job), config.evaluate.max_new, (), GREEDY, 0

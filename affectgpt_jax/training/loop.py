@@ -30,6 +30,7 @@ from affectgpt_jax.training.state import TrainState
 from affectgpt_jax.training.steps import Best, Loop, Store
 from affectgpt_jax.training.telemetry import CompileCounter, Goodput, RunLog, Tracer, clock
 from affectgpt_jax.training.validation import Validator
+from affectgpt_jax.weights.fused import fuse
 from affectgpt_jax.weights.initial import in_base, resolve
 from affectgpt_jax.weights.table import nest, paths
 from affectgpt_jax.weights.trainable import Tree, join
@@ -107,9 +108,9 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
         stop_signals() as asked_to_stop,
     ):
         data = make_data(config, tokenizer, corpus, log.say)
-        state, frozen = setup.state, setup.frozen
+        state = setup.state
         # What is neither trained nor fresh nor the base's can come from nowhere but a checkpoint.
-        kept = _outside(config, frozen) if start or checkpoints.holds(UNTRAINED) else {}
+        kept = _outside(config, setup.frozen) if start or checkpoints.holds(UNTRAINED) else {}
         origin: dict[str, Any] = {}
         found: dict[str, Any] = {}
         if start:
@@ -120,7 +121,7 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
             _, items, found = checkpoints.restore(wanted)
             state = _state(items)
             kept = items.get(UNTRAINED, {})
-            setup = setup._replace(frozen=join(kept, frozen))
+            setup = setup._replace(frozen=join(kept, setup.frozen))
             origin = {key: found[key] for key in ("init_from",) if key in found}
             if found["corpus"] != corpus.fingerprint:
                 told = (
@@ -133,6 +134,8 @@ def train(config: RunConfig, folder: Path, *, media: MediaInLoop | None = None) 
                     )
                 log.say(f"{told}; going on with these")
             log.say(f"going on from step {int(state.step)}")
+        if config.model.decoder.fused:
+            setup = setup._replace(frozen=fuse(setup.frozen))
         if jax.process_index() == 0:
             save_config(config, folder / "config.yaml")
         barrier("run folder", AHEAD_SECONDS)

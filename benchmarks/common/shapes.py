@@ -30,6 +30,7 @@ def _towers(vision: Sizes, patch: int, projection: int, audio: Sizes, channels: 
 LANGUAGE = {
     "100m": _language(32000, 768, 12, 12, 2, 2048, tied=True),
     "60m": _language(32000, 512, 12, 8, 2, 2048, tied=True),
+    "20m": _language(8192, 384, 12, 6, 2, 1536, tied=True),
     "7b": _language(152064, 3584, 28, 28, 4, 18944, tied=False),
     "tiny": _language(512, 64, 2, 4, 2, 96, tied=True),
 }

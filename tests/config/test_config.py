@@ -51,7 +51,7 @@ def test_base_circle(tmp_path: Path) -> None:
         (["model.decoder.attention=cudnn"], ["attention=cudnn computes in half precision", "dtype=bfloat16"]),
         (
             ["model.decoder.base=int8", "train.trainable=[^fusion/,_proj/]"],
-            ["'_proj/'", "decoder/layers/q_proj/kernel", "base=int8 cannot be trained", "base=float"],
+            ["'_proj/'", "decoder/layers/q_proj/kernel", "base=int8 it cannot be trained", "base=float"],
         ),
         (["model.prefusion=none"], ["prefusion=none", "mode=face"]),
         (["model.mode=multi_face"], ["mode='multi_face' is unknown", "multiface_audio_face_text"]),
@@ -102,7 +102,7 @@ def test_hugging_face_configs_old_and_new() -> None:
     config = DecoderConfig(
         vocab=64, width=24, layers=3, heads=4, kv_heads=2, head_dim=8, mlp_width=40, rope_theta=7.0, norm_eps=0.5,
         tied_head=True, lora=LoraConfig(rank=3), dtype="bfloat16", base="int8", cache="int8", attention="splash",
-        remat="full",
+        remat="full", fused=True, unroll=2,
     )  # fmt: skip
     assert all(getattr(config, key) != field.default for key, field in DecoderConfig.model_fields.items())
     assert DecoderConfig.from_hf(config.to_hf(), **{key: getattr(config, key) for key in RUNTIME}) == config

@@ -1,4 +1,4 @@
-"""What the remat policies keep and what they compute again, read off gradients of the decoder."""
+"""What remat policies keep and compute again, fused kernels and unrolled loops, read off gradients of the decoder."""
 
 import re
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import pytest
 from affectgpt_jax.config.networks import DecoderConfig, LoraConfig, Remat
 from affectgpt_jax.models.decoder import Decoder
 from affectgpt_jax.nn.stack import FEW
+from affectgpt_jax.weights.fused import fuse
 from affectgpt_jax.weights.table import nest, paths
 
 SIZES = {"vocab": 16, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp_width": 96}
@@ -34,8 +35,8 @@ class Program(NamedTuple):
     gradients: Any
 
 
-def compile_gradient(layers: int, remat: Remat) -> Program:
-    config = DecoderConfig(**SIZES, layers=layers, lora=LORA, remat=remat)  # type: ignore[arg-type]
+def compile_gradient(layers: int, remat: Remat, *, fused: bool = False, unroll: int = 0) -> Program:
+    config = DecoderConfig(**SIZES, layers=layers, lora=LORA, remat=remat, unroll=unroll)  # type: ignore[arg-type]
     model, rng = Decoder(config), np.random.default_rng(0)
     positions = jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH))
     segments = jnp.ones((ROWS, LENGTH), jnp.int32)
@@ -43,6 +44,8 @@ def compile_gradient(layers: int, remat: Remat) -> Program:
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), h, positions, segments))["params"]
     flat = {path: jnp.asarray(0.1 * rng.normal(size=x.shape), jnp.float32) for path, x in paths(shapes).items()}
     adapters = {path: x for path, x in flat.items() if "/lora_" in path}
+    if fused:
+        flat = paths(fuse({"decoder": nest(flat)})["decoder"])
 
     def loss(adapters: Any, h: Any, flat: Any) -> Any:
         out: Any = model.apply({"params": nest(flat | adapters)}, h, positions, segments)
@@ -96,6 +99,25 @@ def test_gradients_are_the_same(none: Program, names: Program, full: Program) ->
     for other in (names, full):
         for x, y in zip(*map(jax.tree.leaves, (other.gradients, none.gradients)), strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
+
+
+@pytest.mark.parametrize("remat", ["names", "full"])
+def test_fused_kernels_are_one_product(none: Program, names: Program, full: Program, remat: Remat) -> None:
+    """Three kernels and two become one each, forward and for their input's gradient; nothing else changes."""
+    apart = {"names": names, "full": full}[remat]
+    fused = compile_gradient(LAYERS, remat, fused=True)
+    again = 3 if remat == "full" else 0
+    assert (fused.products, fused.batched) == (apart.products - 2 * 3 - again, apart.batched)
+    assert fused.kept == apart.kept
+    for x, y in zip(*map(jax.tree.leaves, (fused.gradients, none.gradients)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
+
+
+def test_a_turn_of_several_layers(none: Program, names: Program) -> None:
+    turns = compile_gradient(LAYERS, "names", unroll=2)
+    assert (turns.products, turns.batched) == (2 * names.products, 2 * names.batched)
+    for x, y in zip(*map(jax.tree.leaves, (turns.gradients, none.gradients)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
 
 
 def test_less_is_kept(none: Program, names: Program, full: Program) -> None:
