@@ -5,7 +5,9 @@
 
 A decoder with adapters of rank 16 over a random base, samples of `train_step.py`'s lengths, features at hand. Every
 variant is a process of its own, and they take turns. Samples a second are those of real tokens, whatever is padded;
-"first step" has tracing, compilation and the step itself in it; memory is what the compiled step needs in all.
+"first step" has tracing, compilation and the step itself in it; memory is what the compiled step needs in all. With
+`--trace FOLDER` steps of the shipped way are traced once more, for xprof and for a table of what keeps them from the
+device's peak.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from typing import Any
 import jax
 import numpy as np
 from common.shapes import LANGUAGE
+from common.trace import shares
 from train_step import ALPHA, DROPOUT, FRAMES, LONGEST, MODE, POOL, PROMPT, RANK, SEED, pool
 from weights import base_items
 
@@ -37,6 +40,7 @@ from affectgpt_jax.data.plan import Limits, Plan, Row
 from affectgpt_jax.data.prompts import layout_size, soft_layout
 from affectgpt_jax.prefetch import prefetch
 from affectgpt_jax.sharding import put_batch, run_mesh
+from affectgpt_jax.training.flops import Work, batch_work, decoder_work, mfu_lora, peak_flops
 from affectgpt_jax.training.setup import design, set_up
 from affectgpt_jax.weights.files import write_shards
 from affectgpt_jax.weights.fused import fuse
@@ -87,6 +91,7 @@ VARIANTS = {
 
 SHAPES: dict[str, dict[str, Any]] = {
     "20m": {"dtype": "float32", "remat": "none", "rows": 2, "accumulate": 2, "row_length": 512, "steps": 4},
+    "60m": {"dtype": "float32", "remat": "none", "rows": 2, "accumulate": 2, "row_length": 512, "steps": 2},
     "7b": {"dtype": "bfloat16", "remat": "names", "rows": 4, "accumulate": 1, "row_length": 2048, "steps": 12},
     "tiny": {"dtype": "float32", "remat": "none", "rows": 2, "accumulate": 1, "row_length": 512, "steps": 2},
 }
@@ -99,30 +104,39 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--trace", type=Path, metavar="FOLDER", help="new or empty")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.variant:
-        print(json.dumps(measure(args.shape, VARIANTS[args.variant], args.folder)))
+        print(json.dumps(measure(args.shape, VARIANTS[args.variant], args.folder, args.trace)))
         return
+    if args.trace and args.trace.exists() and any(args.trace.iterdir()):
+        parser.error(f"--trace: {args.trace} is not empty")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in dict.fromkeys(["shipped", *args.only])}
     with tempfile.TemporaryDirectory() as name:
         write_base(args.shape, Path(name))
         for _ in range(args.runs):
             for variant, results in found.items():
-                command = [sys.executable, *sys.argv, "--variant", variant, "--folder", name]
-                ran = subprocess.run(command, capture_output=True, text=True, check=False)
-                if ran.returncode:
-                    why = ran.stderr.strip().splitlines()[-1:]
-                    print(f"{variant}: failed: {' '.join(why)}", file=sys.stderr)
-                    results.append({})
-                    continue
-                results.append(json.loads(ran.stdout.splitlines()[-1]))
+                results.append(run(args.shape, variant, name))
+        traced = run(args.shape, "shipped", name, "--trace", str(args.trace)) if args.trace else {}
     show(args, found)
+    if traced:
+        show_gap(traced, shares(args.trace))
     if args.json is not None:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     if not all(all(results) for results in found.values()):
         sys.exit("some variants failed; see above")
+
+
+def run(shape: str, variant: str, folder: str, *more: str) -> dict[str, Any]:
+    """Measure a variant in a process of its own; empty if it failed, which is told."""
+    command = [sys.executable, __file__, "--shape", shape, "--variant", variant, "--folder", folder, *more]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        print(f"{variant}: failed: {' '.join(ran.stderr.strip().splitlines()[-1:])}", file=sys.stderr)
+        return {}
+    return json.loads(ran.stdout.splitlines()[-1])
 
 
 def show(args: argparse.Namespace, found: Mapping[str, Sequence[dict[str, Any]]]) -> None:
@@ -147,6 +161,17 @@ def show(args: argparse.Namespace, found: Mapping[str, Sequence[dict[str, Any]]]
             f"{f'{statistics.median(ratios):.2f}x ({ratios[0]:.2f} - {ratios[-1]:.2f})':>24}"
             f"{begin:>10.1f} s{results[0]['memory'] / 1e9:>8.2f} GB"
         )
+
+
+def show_gap(traced: Mapping[str, Any], parts: Mapping[str, float]) -> None:
+    """What the time of the traced steps went into, beside what the device's peak would have needed."""
+    products = parts.get("products", 0.0) + parts.get("attention", 0.0)
+    print(f"\nof {traced['seconds']:.2f} s a traced step, mfu_lora {traced['mfu']:.1%}:")
+    print(f"  {'needed at the peak':<30}{traced['mfu']:>7.1%}")
+    print(f"  {'products, attention beyond it':<30}{products - traced['mfu']:>7.1%}")
+    for kind, share in parts.items():
+        if kind not in ("products", "attention"):
+            print(f"  {kind:<30}{share:>7.1%}")
 
 
 def write_base(name: str, folder: Path) -> None:
@@ -180,8 +205,8 @@ def run_config(name: str, variant: Variant, folder: Path) -> RunConfig:
     )  # fmt: skip
 
 
-def measure(name: str, variant: Variant, folder: Path) -> dict[str, Any]:
-    """Compile the variant's step and take some."""
+def measure(name: str, variant: Variant, folder: Path, trace: Path | None = None) -> dict[str, Any]:
+    """Compile the variant's step and take some, traced or not."""
     config = run_config(name, variant, folder)
     mesh = run_mesh(config)
     setup = set_up(config)
@@ -191,26 +216,31 @@ def measure(name: str, variant: Variant, folder: Path) -> dict[str, Any]:
         step = jax.jit(step.__wrapped__)
     batches = make_batches(name, variant, config)
     with jax.set_mesh(mesh), closing(batches), placed(batches, mesh, variant.ahead) as ready:
-        samples, batch = next(ready)
+        _, batch = next(ready)
         started = time.perf_counter()
         program = step.lower(state, frozen, batch).compile()
         state, metrics = program(state, frozen, batch)
         jax.block_until_ready(metrics)
         first = time.perf_counter() - started
-        done, started = 0, time.perf_counter()
-        for samples, batch in islice(ready, SHAPES[name]["steps"]):
-            state, metrics = program(state, frozen, batch)
-            done += samples
-            if variant.waits:
-                float(metrics.loss)
-        jax.block_until_ready(state)
-        seconds = time.perf_counter() - started
+        steps, done = SHAPES[name]["steps"], np.zeros(4)
+        with jax.profiler.trace(trace) if trace else nullcontext():
+            started = time.perf_counter()
+            for work, batch in islice(ready, steps):
+                state, metrics = program(state, frozen, batch)
+                done += work
+                if variant.waits:
+                    float(metrics.loss)
+            jax.block_until_ready(state)
+            seconds = time.perf_counter() - started
     if not np.isfinite(float(metrics.loss)):
         sys.exit(f"the loss is {float(metrics.loss)}")
     memory: Any = program.memory_analysis()
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    form = decoder_work(config.model.decoder, state.params, frozen)
     return {
-        "rate": done / seconds,
+        "rate": done[0] / seconds,
+        "seconds": seconds / steps,
+        "mfu": mfu_lora(form, Work(*done.tolist()), seconds, peak_flops()[0]),
         "first": first,
         "memory": used + memory.temp_size_in_bytes,
         "device": jax.devices()[0].device_kind,
@@ -218,11 +248,11 @@ def measure(name: str, variant: Variant, folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def placed(batches: Iterator[Batch], mesh: Any, ahead: bool) -> Iterator[Iterator[tuple[int, Batch]]]:
-    """Batches on the device, each with its number of samples."""
+def placed(batches: Iterator[Batch], mesh: Any, ahead: bool) -> Iterator[Iterator[tuple[Work, Batch]]]:
+    """Batches on the device, each with the work that it is."""
 
-    def place(host: Batch) -> tuple[int, Batch]:
-        return int(host.present["face"].sum()), put_batch(mesh, host)
+    def place(host: Batch) -> tuple[Work, Batch]:
+        return batch_work(host), put_batch(mesh, host)
 
     if ahead:
         with prefetch(batches, place) as ready:

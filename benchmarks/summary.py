@@ -69,6 +69,8 @@ def training(found: Found) -> Iterator[Line]:
         flops = sum(each * number for each, number in zip(mine["flops"], mine["natural"]["work"][1:], strict=True))
         share = flops / mine["natural"]["work"][0] * rate("ours", "natural") / mine["peak"]
         yield Line("training, natural, mfu_lora", None, share, "0.41")
+    waits = [result["natural"]["waited"] / result["natural"]["seconds"] for result in found["ours"]]
+    yield Line("training, natural, share of time waited for data", None, statistics.median(waits), "below 0.01")
     yield Line("training, full rows, tokens/s", None, rate("ours", "full rows", 1), "12,700; NeMo on an H100 14,110")
     starts = [statistics.median(result["start"] for result in found[side]) for side in ("torch", "ours")]
     yield Line("start to first step, s", *starts, less=True)

@@ -136,6 +136,10 @@ def show(args: argparse.Namespace, found: Found) -> None:
             f"ours, {mine}, against torch, {other}: {statistics.median(values):.2f}x ({values[0]:.2f} - "
             f"{values[-1]:.2f})"
         )
+    waits = sorted(result["natural"]["waited"] / result["natural"]["seconds"] for result in found["ours"])
+    print(
+        f"ours, natural, waited for data: {statistics.median(waits):.2%} of the time ({waits[0]:.2%} - {waits[-1]:.2%})"
+    )
     starts = {side: [result["start"] for result in results] for side, results in found.items()}
     warm = "" if args.runs == 1 else f", {statistics.median(starts['ours'][1:]):.1f} s with it"
     print(
@@ -533,16 +537,20 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
                 told.setdefault("features", [host.features[name][0, 0, 0, 0].tolist() for name in ("face", "audio")])
             return batch_work(host), put_batch(setup.mesh, host)
 
-        def take(number: int) -> tuple[np.ndarray, list[Any]]:
+        def take(number: int) -> tuple[np.ndarray, list[Any], float]:
             nonlocal state
-            done, taken = np.zeros(4, np.int64), []
+            done, taken, waited = np.zeros(4, np.int64), [], 0.0
             # What is made ready ahead is made within the call: it begins and ends with nothing at hand.
             with prefetch(islice(batches, number), ready) as placed:
-                for counted, batch in placed:
+                for _ in range(number):
+                    asked = time.perf_counter()
+                    counted, batch = next(placed)
+                    waited += time.perf_counter() - asked
                     state, metrics = setup.step(state, setup.frozen, batch)
                     done += np.array(counted)
+                    jax.block_until_ready(taken[-1:])  # one step late, as the training loop looks at them
                     taken.append(metrics)
-            return done, jax.device_get(taken)
+            return done, jax.device_get(taken), waited
 
         started = time.perf_counter()
         begin = take(1)[1]
@@ -550,11 +558,13 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         told.setdefault("start", time.time() - args.spawned)
         begin += take(warmup(jax.default_backend()))[1]
         started = time.perf_counter()
-        done, metrics = take(steps)
+        done, metrics, waited = take(steps)
         seconds = time.perf_counter() - started
         losses = [float(x.loss) for x in (*begin, *metrics)]
         norm = float(begin[0].gradient_norm)
-        return {"seconds": seconds, "work": done.tolist(), "first": first, "norm": norm, "losses": losses}
+        return {
+            "seconds": seconds, "waited": waited, "work": done.tolist(), "first": first, "norm": norm, "losses": losses,
+        }  # fmt: skip
 
     results = {
         "in the loop": run(same(encoded=False), args.steps, encode=True),

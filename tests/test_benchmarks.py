@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from benchmarks.common.trace import kind_of, shares
 from tests.conftest import ROOT, reference_folder
 
 pytest.importorskip("peft")
@@ -102,6 +105,26 @@ def test_make_bench_runs_all_that_measure() -> None:
     (names,) = re.findall(r"for name in ([\w ]+);", told)
     others = {"recipe", "roofline", "summary"}  # trains for hours, measures nothing, reads what h200.sh left
     assert set(names.split()) == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - others
+
+
+def test_shares_of_a_trace(tmp_path: Path) -> None:
+    """Of traced products nearly all of the time goes into products; kinds are found by names of CPU and GPU."""
+    x = jnp.ones((1024, 1024))
+    work = jax.jit(lambda x: jax.lax.fori_loop(0, 20, lambda _, y: x @ y, x))
+    work(x).block_until_ready()
+    with jax.profiler.trace(tmp_path):
+        work(x).block_until_ready()
+    found = shares(tmp_path)
+    assert sum(found.values()) == pytest.approx(1)
+    assert found["products"] > 0.8
+    names = {
+        "nvjet_tst_128x256_64x4_2x1_v_bz_coopA_NNN": "products", "gemm_fusion_dot_3": "products", "dot.14": "products",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop": "attention", "MemcpyD2D": "copies",
+        "loop_transpose_fusion": "copies", "input_reduce_fusion_2": "reductions", "loop_multiply_fusion": "elementwise",
+    }  # fmt: skip
+    assert {name: kind_of(name) for name in names} == names
+    with pytest.raises(FileNotFoundError, match="no trace"):
+        shares(tmp_path / "nowhere")
 
 
 @pytest.mark.slow
