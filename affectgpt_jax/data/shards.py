@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from array_record.python import array_record_module
 
+from affectgpt_jax.data.shard_records import decode_features, decode_text
 from affectgpt_jax.data.shard_schema import (
     FEATURE_DTYPE,
     SPLITS,
@@ -25,8 +26,6 @@ from affectgpt_jax.data.shard_schema import (
     Manifest,
     ShardEntry,
     TextRecord,
-    decode_features,
-    decode_text,
     digest,
     file_digest,
     read_manifest,

@@ -14,12 +14,12 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from affectgpt_jax.data.shard_records import decode_features
 from affectgpt_jax.data.shard_schema import (
     MANIFEST,
     Manifest,
     TextRecord,
     config_name,
-    decode_features,
     parse_stream,
     read_manifest,
     shard_name,
