@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from affectgpt_jax.config.base import Section
-from affectgpt_jax.config.networks import LINEARS, Dtype, ModelConfig
+from affectgpt_jax.config.networks import FUSED, LINEARS, Dtype, ModelConfig
 from affectgpt_jax.data.prompts import needs
 from affectgpt_jax.data.shard_schema import parse_stream
 
@@ -260,15 +260,18 @@ class RunConfig(Section):
     def _check_frozen(self) -> None:
         """What is held as int8 or fused cannot be trained."""
         decoder = self.model.decoder
-        why, remedy = "model.decoder.base=int8", "model.decoder.base=float"
-        if decoder.base == "float":
-            if not decoder.fused:
-                return
-            why, remedy = "model.decoder.fused=true", "model.decoder.fused=false"
-        kernels = [f"decoder/layers/{linear}/{leaf}" for linear in LINEARS for leaf in ("kernel", "bias")]
-        for pattern in self.train.trainable:
-            if found := next((path for path in kernels if re.search(pattern, path)), None):
-                raise ValueError(
-                    f"train.trainable has {pattern!r}, which matches {found}, but with {why} it cannot be trained; set "
-                    f"{remedy}, or train the adapters: ['^fusion/', '/lora_[ab]$']"
-                )
+        kernels = [f"{linear}/kernel" for linear in LINEARS]
+        together = [
+            f"{linear}/{leaf}" for linears in FUSED.values() for linear in linears for leaf in ("kernel", "bias")
+        ]
+        for key, now, other, fixed in (("base", "int8", "float", kernels), ("fused", True, False, together)):
+            if getattr(decoder, key) != now:
+                continue
+            why, remedy = (f"model.decoder.{key}={str(value).lower()}" for value in (now, other))
+            for pattern in self.train.trainable:
+                paths = (f"decoder/layers/{path}" for path in fixed)
+                if found := next((path for path in paths if re.search(pattern, path)), None):
+                    raise ValueError(
+                        f"train.trainable has {pattern!r}, which matches {found}, but with {why} it cannot be trained; "
+                        f"set {remedy}, or train the adapters: ['^fusion/', '/lora_[ab]$']"
+                    )

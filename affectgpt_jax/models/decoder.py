@@ -36,7 +36,6 @@ OUTPUT_AXES: dict[Linear, str | None] = {
     "down_proj": None,
 }
 """What lies along the output of each linear map; None is the residual stream."""
-NOTHING: Mapping[Linear, Array] = {}
 
 
 def output_widths(config: DecoderConfig) -> dict[Linear, int]:
@@ -120,10 +119,10 @@ class DecoderLayer(nn.Module):
             y = dense(sum(parts), group == "qkv_proj", name=group)(x)
             return dict(zip(FUSED[group], jnp.split(y, np.cumsum(parts)[:-1], axis=-1), strict=True))
 
-        def linear(name: Linear, x: Array, plain: Mapping[Linear, Array] = NOTHING) -> Array:
+        def linear(name: Linear, x: Array, plain: Mapping[Linear, Array] | None = None) -> Array:
             lora = c.lora if name in c.lora.targets else None
             layer = dense(widths[name], name in FUSED["qkv_proj"], lora, name=name)
-            y = layer(x, None if seed is None else fold(seed, LINEARS.index(name)), plain.get(name))
+            y = layer(x, None if seed is None else fold(seed, LINEARS.index(name)), (plain or {}).get(name))
             return constrain(y, "batch", None, OUTPUT_AXES[name])
 
         def heads(x: Float[Array, "B T D"]) -> Float[Array, "B T H d"]:
