@@ -44,7 +44,11 @@ def main() -> None:
         if not file.is_file():
             print(f"{name}: not measured")
             continue
-        for line in lines(json.loads(file.read_text())):
+        found = json.loads(file.read_text())
+        if lacking := [side for side, results in found.items() if not results]:
+            print(f"{name}: {', '.join(lacking)} not measured, the other side is in {file}")
+            continue
+        for line in lines(found):
             ratio = "" if line.ratio is None else f"{line.ratio:.2f}x"
             torch = "" if line.torch is None else f"{line.torch:,.3f}"
             print(f"{line.name:<52}{torch:>12}{line.ours:>12,.3f}{ratio:>9}   {line.asked}".rstrip())

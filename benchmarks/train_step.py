@@ -49,7 +49,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "7b": {
         "language": LANGUAGE["7b"], **TOWERS["large"],
-        "dtype": "bfloat16", "remat": "names", "row_length": 2048, "rows": 4, "accumulate": 1, "steps": 60,
+        "dtype": "bfloat16", "remat": "names", "row_length": 2048, "rows": 4, "accumulate": 1, "steps": 24,
         "full": 4096,
     },
     "tiny": {

@@ -50,9 +50,9 @@ def compare(
                 if ran.returncode:
                     sys.exit(f"{side} failed:\n{ran.stderr[-3000:]}")
                 results.append(json.loads(ran.stdout.splitlines()[-1]))
+                if args.json is not None:  # what is stopped later has been measured all the same
+                    args.json.write_text(json.dumps(found, indent=1) + "\n")
     show(args, found)
-    if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def show_rates(
