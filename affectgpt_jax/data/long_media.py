@@ -6,7 +6,9 @@ without its bad places: what cannot be decoded is told and passed over.
 Times are seconds on the clock of players: 0 is where the container begins.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,6 +25,9 @@ GAP = 0.1
 
 BLOCK = SAMPLE_RATE
 """Samples of a sound file that are read at a time."""
+
+IN_FLIGHT = 32
+"""More frames than a decoder has at work at a time; it takes 16 threads at most."""
 
 Told = Callable[[str], None]
 """Is told what is wrong with a file."""
@@ -161,11 +166,35 @@ def _frames(
 ) -> Iterator[av.VideoFrame | av.AudioFrame]:
     """Frames of the best stream of a kind; packets that cannot be decoded are passed over."""
     stream = best_stream(container, kind)
+    if not isinstance(stream, av.VideoStream):
+        yield from _decoded(container, stream, _tell_first(kind, told))
+        return
+    stream.thread_type = "AUTO"  # one file is decoded at a time
+    held: deque[av.VideoFrame | av.AudioFrame] = deque()
+    seen = 0
+    try:
+        for frame in _decoded(container, stream, _damaged):
+            held.append(frame)
+            if len(held) > IN_FLIGHT:
+                yield held.popleft()
+                seen += 1
+    except _Damaged:
+        # Several threads lose or spoil good frames beside a damaged one, now these, now those. One does not.
+        with av.open(container.name) as again:
+            found = _decoded(again, best_stream(again, kind), _tell_first(kind, told))
+            yield from islice(found, seen, None)
+        return
+    yield from held
+
+
+def _decoded(
+    container: av.container.InputContainer,
+    stream: av.stream.Stream | None,
+    failed: Callable[[av.Packet], None],
+) -> Iterator[av.VideoFrame | av.AudioFrame]:
+    """Frames of a stream; `failed` is called with each packet that cannot be decoded."""
     if stream is None:
         return
-    if isinstance(stream, av.VideoStream):
-        stream.thread_type = "AUTO"  # one file is decoded at a time
-    lost = False
     try:
         for packet in container.demux(stream):
             if packet.is_corrupt:
@@ -173,16 +202,35 @@ def _frames(
             try:
                 frames = packet.decode()
             except av.error.FFmpegError:
-                if not lost:
-                    place = "" if packet.pts is None else f" at {float(packet.pts * packet.time_base):.2f} s"
-                    told(f"its {kind} cannot be decoded everywhere, first{place}; such places are passed over")
-                lost = True
+                failed(packet)
                 continue
             for frame in frames:
                 assert isinstance(frame, av.VideoFrame | av.AudioFrame)
                 yield frame
     except av.error.FFmpegError:  # where reading ends; the survey has told
         pass
+
+
+def _tell_first(kind: str, told: Told) -> Callable[[av.Packet], None]:
+    """Tells of the first packet that cannot be decoded."""
+    lost = False
+
+    def failed(packet: av.Packet) -> None:
+        nonlocal lost
+        if not lost:
+            place = "" if packet.pts is None else f" at {float(packet.pts * packet.time_base):.2f} s"
+            told(f"its {kind} cannot be decoded everywhere, first{place}; such places are passed over")
+        lost = True
+
+    return failed
+
+
+class _Damaged(Exception):
+    """A packet that cannot be decoded."""
+
+
+def _damaged(packet: av.Packet) -> None:
+    raise _Damaged
 
 
 def _sound_file(path: Path, told: Told) -> Iterator[tuple[np.ndarray, int]]:
