@@ -45,7 +45,7 @@ from affectgpt_jax.data.prompts import layout_size, soft_layout
 SHAPES: dict[str, dict[str, Any]] = {
     "60m": {
         "language": LANGUAGE["60m"], **TOWERS["small"],
-        "dtype": "float32", "remat": "none", "row_length": 512, "rows": 2, "accumulate": 4, "steps": 2, "full": 512,
+        "dtype": "float32", "remat": "names", "row_length": 512, "rows": 2, "accumulate": 4, "steps": 2, "full": 512,
     },
     "7b": {
         "language": LANGUAGE["7b"], **TOWERS["large"],
