@@ -27,16 +27,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from common.shapes import LANGUAGE
+from common.shapes import LANGUAGE, TOWERS
 from common.trace import shares
-from train_step import ALPHA, DROPOUT, FRAMES, LONGEST, MODE, POOL, PROMPT, RANK, SEED, pool
+from train_step import ALPHA, DROPOUT, LONGEST, MODE, PROMPT, RANK, SEED, features, pool, row_loader
 from weights import base_items
 
 from affectgpt_jax.config import RunConfig, build_config
+from affectgpt_jax.config.networks import DecoderConfig, LoraConfig
 from affectgpt_jax.data.batch import Batch
-from affectgpt_jax.data.examples import BatchShape, Example, Sample
+from affectgpt_jax.data.examples import BatchShape, Example
 from affectgpt_jax.data.pipeline import training_batches
-from affectgpt_jax.data.plan import Limits, Plan, Row
+from affectgpt_jax.data.plan import Limits, Plan
 from affectgpt_jax.data.prompts import layout_size, soft_layout
 from affectgpt_jax.prefetch import prefetch
 from affectgpt_jax.sharding import put_batch, run_mesh
@@ -45,7 +46,8 @@ from affectgpt_jax.training.setup import design, set_up
 from affectgpt_jax.weights.files import write_shards
 from affectgpt_jax.weights.fused import fuse
 
-WIDTHS = {"face": 768, "audio": 1024}
+ENCODERS = "large"
+"""The towers whose features are at hand."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,20 +186,16 @@ def write_base(name: str, folder: Path) -> None:
 
 def run_config(name: str, variant: Variant, folder: Path) -> RunConfig:
     """The run that a variant is, resolved."""
-    shape, sizes = SHAPES[name], LANGUAGE[name]
-    heads = sizes["num_attention_heads"]
-    decoder = {
-        "vocab": sizes["vocab_size"], "width": sizes["hidden_size"], "layers": sizes["num_hidden_layers"],
-        "heads": heads, "kv_heads": sizes["num_key_value_heads"], "head_dim": sizes["hidden_size"] // heads,
-        "mlp_width": sizes["intermediate_size"], "tied_head": sizes["tie_word_embeddings"], "dtype": shape["dtype"],
-        "remat": shape["remat"], "lora": {"rank": RANK, "alpha": ALPHA, "dropout": DROPOUT},
-    }  # fmt: skip
+    shape, towers = SHAPES[name], TOWERS[ENCODERS]
+    lora = LoraConfig(rank=RANK, alpha=ALPHA, dropout=DROPOUT)
+    decoder = DecoderConfig.from_hf(LANGUAGE[name], dtype=shape["dtype"], remat=shape["remat"], lora=lora)
     return build_config(
         {
             "weights": {"language": str(folder / "language")},
             "model": {
-                "mode": MODE, "vision_width": WIDTHS["face"], "audio_width": WIDTHS["audio"],
-                "decoder": {**decoder, **variant.decoder},
+                "mode": MODE, "vision_width": towers["vision"]["projection_dim"],
+                "audio_width": towers["audio"]["hidden_size"],
+                "decoder": decoder.model_dump() | dict(variant.decoder),
             },
             "train": {"rows": shape["rows"], "accumulate": shape["accumulate"], **variant.train},
         },
@@ -282,24 +280,10 @@ def make_batches(name: str, variant: Variant, config: RunConfig) -> Iterator[Bat
         weights=(1.0,),
         rounds=shape["accumulate"],
     )
-    rng = np.random.default_rng([SEED, 3])
-    stored = {
-        stream: rng.standard_normal((POOL, FRAMES, width), np.float32).astype(np.float16)
-        for stream, width in WIDTHS.items()
-    }
-
-    def load(chosen: Sequence[Row]) -> list[list[Sample]]:
-        return [
-            [
-                Sample(examples[ask.sample], {name: x[ask.sample] for name, x in stored.items()}, ask.weight)
-                for ask in row.asks
-            ]
-            for row in chosen
-        ]
-
+    stored = features(TOWERS[ENCODERS])
     streams: Any = {name: x.shape[1:] for name, x in stored.items()}
     sizes = BatchShape(rows, length, row_targets, most, layout_size(soft_layout(MODE)), streams, np.float16)
-    loader: Any = load
+    loader: Any = row_loader(examples, stored)
     threads = config.data.threads if variant.ahead else 0
     return training_batches(plan, loader, sizes, start=0, steps=10**6, threads=threads)
 

@@ -220,6 +220,17 @@ def features(shape: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: rng.standard_normal((POOL, FRAMES, n), np.float32).astype(np.float16) for name, n in widths.items()}
 
 
+def row_loader(
+    examples: Sequence[Example], stored: dict[str, np.ndarray]
+) -> Callable[[Sequence[Row]], list[list[Sample]]]:
+    """Gives planned rows the samples that they name, with their features."""
+
+    def one(ask: Any) -> Sample:
+        return Sample(examples[ask.sample], {name: x[ask.sample] for name, x in stored.items()}, ask.weight)
+
+    return lambda rows: [[one(ask) for ask in row.asks] for row in rows]
+
+
 def work(examples: Sequence[Example]) -> np.ndarray:
     """Samples, tokens, targets, and pairs of query and key."""
     from affectgpt_jax.training.flops import lengths_work
@@ -504,16 +515,10 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         rounds=args.accumulate,
     )
 
-    def load(rows: Sequence[Row]) -> list[list[Sample]]:
-        one = lambda ask: Sample(  # noqa: E731
-            examples[ask.sample], {name: x[ask.sample] for name, x in stored.items()}, ask.weight
-        )
-        return [[one(ask) for ask in row.asks] for row in rows]
-
     def packed() -> Iterator[Batch]:
         streams: Any = {name: x.shape[1:] for name, x in stored.items()}
         rows = BatchShape(args.rows, args.row_length, row_targets, config.data.row_samples, soft, streams, np.float16)
-        loader: Any = load
+        loader: Any = row_loader(examples, stored)
         return training_batches(plan, loader, rows, start=0, steps=10**6, threads=config.data.threads)
 
     def full() -> Iterator[Batch]:

@@ -49,13 +49,8 @@ def bits(seed: Seed, shape: tuple[int, ...]) -> UInt32[Array, "*dims"]:
 @partial(jax.jit, static_argnames="shape")
 def uniform(seed: Seed, shape: tuple[int, ...]) -> Float[Array, "*dims"]:
     """Uniform float32 in (0, 1)."""
-    return unit(bits(seed, shape))
-
-
-def unit(words: UInt32[Array, "*dims"]) -> Float[Array, "*dims"]:
-    """32-bit words as float32 in (0, 1)."""
     # The largest of these sums, 1 - 2^-25, rounds to 1, whose normal would be infinite.
-    return jnp.minimum((words >> 8).astype(jnp.float32) * 2.0**-24 + 2.0**-25, 1 - 2.0**-24)
+    return jnp.minimum((bits(seed, shape) >> 8).astype(jnp.float32) * 2.0**-24 + 2.0**-25, 1 - 2.0**-24)
 
 
 @partial(jax.jit, static_argnames="shape")
