@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from affectgpt_jax.config import load_config
-from affectgpt_jax.config.networks import HubertConfig, VisionConfig
+from affectgpt_jax.config.networks import DecoderConfig, HubertConfig, Remat, VisionConfig
 from affectgpt_jax.inference.answering import bucket
 from affectgpt_jax.inference.runs import feature_shapes
 from affectgpt_jax.models.clip import VisionTower
@@ -28,6 +28,7 @@ from affectgpt_jax.planning.estimate import (
     logits_bytes,
     read_bytes,
     saved_bytes,
+    work_bytes,
 )
 from affectgpt_jax.planning.job import Job, Kind, make_job
 from affectgpt_jax.planning.layout import lay_out
@@ -61,6 +62,7 @@ SOUND = 32_000
 """Values of a clip of sound, two seconds."""
 WRITTEN = 64
 """Tokens that the cache has room for beside a prompt."""
+POLICIES: tuple[Remat, ...] = ("full", "names", "none")
 SHOWN = ("h200", "h100", "v5p", "v5e")
 YARDSTICK = 14_110, 4096, "h100"
 """Tokens/s, tokens of a sample (all of them targets) and chip of the nearest published training: NVIDIA NeMo AutoModel,
@@ -107,6 +109,7 @@ def tables() -> str:
         _lengths(form),
         _limits(form, costs),
         _bytes(plan, rounded),
+        _sample_bytes(plan),
         _decoding(plan, rounded),
         _stages(),
     )
@@ -121,8 +124,13 @@ def _job(kind: Kind, chip: str, *overrides: str) -> Job:
     return make_job(kind, load_config(CONFIG, list(overrides)), parse_topology(f"{chip}:1"), {})
 
 
+def _mean(work: Work) -> Work:
+    """Of one of the samples."""
+    return Work(*(total / work.samples for total in work))
+
+
 def _sample(plan: Design, form: DecoderWork, costs: Costs) -> Table:
-    work = Work(*(total / len(LENGTHS) for total in lengths_work(LENGTHS, TARGETS)))
+    work = _mean(lengths_work(LENGTHS, TARGETS))
     decoder = plan.model.config.decoder
     forward, frozen = forward_work(decoder, plan.params), forward_work(decoder, plan.frozen)
     layers, adapters = frozen.per_token * work.tokens, (forward.per_token - frozen.per_token) * work.tokens
@@ -208,10 +216,9 @@ def _bytes(plan: Design, rounded: Design) -> Table:
     masters = device_bytes(plan.state.params)
     vision = _size(VisionTower(VisionConfig()), (1, 224, 224, 3))
     audio = _size(Hubert(HubertConfig()), (1, SOUND))
-    features = sum(2 * steps * width for steps, width in feature_shapes(load_config(CONFIG)).values())
 
-    def kept(remat: str) -> tuple[str, str]:
-        size = c.layers * saved_bytes(c.model_copy(update={"remat": remat}), 1)
+    def kept(remat: Remat) -> tuple[str, str]:
+        size = c.layers * saved_bytes(_under(c, remat), 1)
         return f"kept for the backward pass, a token, `remat={remat}`", f"{size / 1e6:.2f} MB"
 
     batch = 3 * padded_work(LENGTHS).targets / len(LENGTHS)
@@ -225,19 +232,40 @@ def _bytes(plan: Design, rounded: Design) -> Table:
             (f"trained: {masters / 4e6:.1f} M float32 masters", f"{masters / 1e9:.2f} GB"),
             ("Adam's two moments", f"{device_bytes(plan.state.optimizer) / 1e9:.2f} GB"),
             ("gradients", f"{masters / 1e9:.2f} GB"),
-            *(kept(remat) for remat in ("full", "names", "none")),
-            ("logits of a sample's targets, float32", f"{logits_bytes(c, float(TARGETS.mean())) / 1e6:.0f} MB"),
+            *map(kept, POLICIES),
             ("logits of three samples padded, float32", f"{logits_bytes(c, batch) / 1e6:.0f} MB"),
-            ("features of a sample in shards, float16", f"{features / 1e3:.1f} KB"),
             ("keys and values of a token, bfloat16", f"{cache_bytes(c) / 1e3:.1f} KB"),
             ("keys and values of a token, int8", f"{cache_bytes(rounded.model.config.decoder) / 1e3:.1f} KB"),
         ),
     )
 
 
+def _under(c: DecoderConfig, remat: Remat) -> DecoderConfig:
+    return c.model_copy(update={"remat": remat})
+
+
 def _size(tower: Any, shape: tuple[int, ...]) -> int:
     shapes = jax.eval_shape(lambda: tower.init(jax.random.key(0), jnp.zeros(shape)))
     return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+def _sample_bytes(plan: Design) -> Table:
+    c, streams = plan.model.config.decoder, feature_shapes(load_config(CONFIG))
+
+    def row(name: str, answers: np.ndarray) -> tuple[str, ...]:
+        work = _mean(lengths_work(PROMPT + answers, answers))
+        by_policy = [work_bytes(_under(c, remat), work, streams) for remat in POLICIES]
+        one = by_policy[0]
+        megabytes = (*(found.kept for found in by_policy), one.logits, one.cache)
+        return name, *(f"{size / 1e6:,.1f} MB" for size in megabytes), f"{one.features / 1e3:.1f} KB"
+
+    return Table(
+        "Bytes of a sample",
+        ("answers", *(f"kept, `remat={remat}`" for remat in POLICIES), "logits", "keys and values", "features"),
+        (row("labels", TARGETS[:1]), row("descriptions", TARGETS[1:]), row("half of each", TARGETS)),
+        "Kept for the backward pass; logits of the targets, float32; keys and values where the answer is written, "
+        "bfloat16; features in shards, float16.",
+    )
 
 
 def _decoding(plan: Design, rounded: Design) -> Table:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from affectgpt_jax.config.networks import DecoderConfig
+from affectgpt_jax.config.networks import FUSED, DecoderConfig
 from affectgpt_jax.models.affectgpt import LOSS_CHUNK
 from affectgpt_jax.ops.packed_attention import choose_kernel
 from affectgpt_jax.planning.job import Job
@@ -165,7 +165,8 @@ def _training(job: Job, plan: Design) -> Estimate:
     kernel = _kernel(job, data.row_length, tensor)
     chunk = min(LOSS_CHUNK, data.row_targets)
 
-    kept = saved_bytes(c, tensor) * positions * c.layers
+    row = data.row_length if kernel == "xla" else 0
+    kept = saved_bytes(c, tensor, row, dropout=train.dropout) * positions * c.layers
     transient = _transient(c, positions, tensor)
     scores = 0.0
     if kernel == "xla":
@@ -203,21 +204,40 @@ def _training(job: Job, plan: Design) -> Estimate:
     return Estimate(sizes, memory, {"step": spent}, times, samples, samples * length, useful, train.steps)
 
 
-def saved_bytes(c: DecoderConfig, tensor: int) -> float:
+def saved_bytes(c: DecoderConfig, tensor: int, row: int = 0, *, dropout: bool = True) -> float:
     """Bytes a token and layer that training keeps from the forward to the backward pass.
+
+    To the byte what JAX hands over where adapters alone are trained. In half precision `none` keeps the adapters in the
+    decoder's type besides, once a layer.
 
     Args:
       c: the decoder.
       tensor: parts that heads and inner widths are split into.
+      row: tokens of a row whose attention XLA computes; 0: a kernel does, counted as cuDNN's.
+      dropout: whether the adapters' inputs are dropped at the config's rate.
     """
-    width, inner = jnp.dtype(c.dtype).itemsize, c.heads * c.head_dim
+    width, adapted = jnp.dtype(c.dtype).itemsize, c.lora.targets if c.lora.rank else ()
+    inner, keys, mlp = (size / tensor for size in (c.heads * c.head_dim, c.kv_heads * c.head_dim, c.mlp_width))
+    low_rank = len(adapted) * c.lora.rank
     if c.remat == "full":
         return c.width * width
-    names = (2 * inner + 2 * c.kv_heads * c.head_dim + 2 * c.mlp_width) / tensor + 2 * c.width + 7 * c.lora.rank
     if c.remat == "names":
-        return names * width
-    # Without a policy also what norms, rotary positions, SiLU and the adapters' dropout leave behind.
-    return (names + (3 * c.mlp_width + inner) / tensor + 6 * c.width) * width
+        result = inner if "o_proj" in adapted else 0
+        return (inner + 2 * keys + result + 2 * mlp + 2 * c.width + low_rank) * width
+
+    # Without a policy, all that a derivative reads. Of two norms the float32 input, twice that, and two numbers each;
+    # gate and up, SiLU, its sigmoid and the sigmoid's derivative; queries, keys, values.
+    kept = 2 * (8 * c.width + 8) + (5 * mlp + inner + 2 * keys + low_rank) * width
+    if row:  # of softmax the exponentials in float32, the weights, the sum's inverse and that squared
+        kept += c.heads / tensor * (row * (4 + width) + 8)
+    else:  # the result, and a float32 for each head
+        kept += inner * width + c.heads / tensor * 4
+    # What adapters read: with dropout each its own, and a mask of bytes.
+    reads = {FUSED["qkv_proj"]: c.width, ("o_proj",): inner, FUSED["gate_up_proj"]: c.width, ("down_proj",): mlp}
+    for maps, size in reads.items():
+        readers = len({*maps} & {*adapted})
+        kept += size * (readers * (width + 1) if dropout and c.lora.dropout else min(readers, 1) * width)
+    return kept
 
 
 def logits_bytes(c: DecoderConfig, places: float) -> float:
@@ -229,6 +249,38 @@ def cache_bytes(c: DecoderConfig) -> float:
     """Bytes of one token's keys and values in all layers; int8 ones have a float32 scale a head."""
     head = c.head_dim + 4 if c.cache == "int8" else c.head_dim * jnp.dtype(c.dtype).itemsize
     return 2.0 * c.layers * c.kv_heads * head
+
+
+class WorkBytes(NamedTuple):
+    """Bytes of samples, all of them together.
+
+    Attributes:
+      kept: from the forward to the backward pass, under the decoder's remat policy.
+      logits: of the targets, were all made at once.
+      features: in shards, float16.
+      cache: keys and values, where they are answered.
+    """
+
+    kept: float
+    logits: float
+    features: float
+    cache: float
+
+
+def work_bytes(c: DecoderConfig, work: Work, streams: Mapping[str, tuple[int, int]]) -> WorkBytes:
+    """Bytes of this work, as `DecoderWork.flops` are its FLOPs; of a `Work` of one sample, a sample's.
+
+    Args:
+      c: the decoder, on one device; a kernel computes attention.
+      work: counts of samples, or what is to be expected of a distribution of lengths (`lengths_work`).
+      streams: time steps and width of the features of a sample, by stream (`inference.runs.feature_shapes`).
+    """
+    return WorkBytes(
+        kept=saved_bytes(c, 1) * c.layers * work.tokens,
+        logits=logits_bytes(c, work.targets),
+        features=work.samples * sum(2.0 * steps * width for steps, width in streams.values()),
+        cache=cache_bytes(c) * work.tokens,
+    )
 
 
 def read_bytes(c: DecoderConfig, params: Any) -> float:

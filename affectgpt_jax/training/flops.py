@@ -34,36 +34,57 @@ class Work(NamedTuple):
 def lengths_work(lengths: ArrayLike, targets: ArrayLike) -> Work:
     """What samples come to that are packed: each token counts, and each pair that the causal mask leaves.
 
+    Whole numbers give whole numbers, expected lengths such as 199.5 their own sums.
+
     Args:
       lengths: tokens of each sample, S: sum of S, sum of S (S + 1) / 2.
       targets: of them learned to be said.
+
+    Raises:
+      ValueError: a length or a number of targets below 0 or not finite, or more targets than tokens.
     """
-    tokens = np.asarray(lengths, np.int64)
-    return Work(tokens.size, int(tokens.sum()), int(np.sum(targets)), int(np.sum(tokens * (tokens + 1) // 2)))
+    tokens = _counts("lengths", lengths)
+    total, learned = tokens.sum().item(), _counts("targets", targets).sum().item()
+    if learned > total:
+        raise ValueError(f"{learned} targets are more than the {total} tokens that they are among")
+    twice = np.sum(tokens * (tokens + 1)).item()
+    return Work(tokens.size, total, learned, twice // 2 if isinstance(twice, int) else twice / 2)
 
 
 def padded_work(lengths: ArrayLike, batch: int = 3) -> Work:
     """What the same samples come to as the original computes them, in batches drawn at random.
 
     Each sample is padded to its batch's longest, logits are made of every place (`labels` masks the loss only), and
-    attention computes all pairs and masks afterwards. That a sample of rank i of n is the longest of b draws has the
-    probability (i/n)^b - ((i-1)/n)^b.
+    attention computes all pairs and masks afterwards. An expectation over draws with replacement, so that samples may
+    be fewer than a batch: that one of rank i of n is the longest of b draws has the probability (i/n)^b - ((i-1)/n)^b.
 
     Args:
       lengths: tokens of each sample.
       batch: samples of a batch, b.
+
+    Raises:
+      ValueError: a length below 0 or not finite.
     """
-    tokens = np.sort(np.asarray(lengths, np.float64).ravel())
-    chance = np.diff((np.arange(tokens.size + 1) / tokens.size) ** batch)
+    tokens = np.sort(_counts("lengths", lengths).astype(np.float64).ravel())
+    chance = np.diff((np.arange(tokens.size + 1) / max(tokens.size, 1)) ** batch)
     places = tokens.size * float(chance @ tokens)
     return Work(tokens.size, places, places, tokens.size * float(chance @ tokens**2))
+
+
+def _counts(name: str, values: ArrayLike) -> np.ndarray:
+    """As int64, or as float64 if they are not whole or sums of their squares would not fit."""
+    x = np.asarray(values)
+    if x.size and not (x.min() >= 0 and x.max() < np.inf):
+        raise ValueError(f"{name} must be numbers from 0 on, found {x[~((x >= 0) & (x < np.inf))].flat[0]}")
+    fits = x.dtype.kind in "biu" and x.size * float(x.max(initial=0)) ** 2 < 2.0**62
+    return x.astype(np.int64 if fits else np.float64)
 
 
 def batch_work(batch: Batch) -> Work:
     """Count a host batch's samples, tokens, targets and attention pairs."""
     segments = np.asarray(batch.segment_ids).reshape(-1, batch.segment_ids.shape[-1])
     keys = (np.arange(len(segments))[:, None] * (segments.max(initial=0) + 1) + segments)[segments > 0]
-    return lengths_work(np.unique(keys, return_counts=True)[1], np.asarray(batch.loss_weight) > 0)
+    return lengths_work(np.unique(keys, return_counts=True)[1], np.count_nonzero(np.asarray(batch.loss_weight) > 0))
 
 
 class DecoderWork(NamedTuple):
@@ -143,10 +164,15 @@ def audio_flops(config: HubertConfig, samples: int) -> float:
     Args:
       config: the tower's sizes.
       samples: of the clip, 32,000 for two seconds.
+
+    Raises:
+      ValueError: the clip is too short for a frame.
     """
     products, channels, frames = 0, 1, samples
     for width, kernel, stride in zip(config.conv_widths, config.conv_kernels, config.conv_strides, strict=True):
         frames = (frames - kernel) // stride + 1
+        if frames < 1:
+            raise ValueError(f"a clip of {samples} samples is too short for a frame")
         products += frames * kernel * channels * width
         channels = width
     products += frames * channels * config.width

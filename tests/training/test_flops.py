@@ -1,6 +1,7 @@
 """Closed forms of work against what XLA counts, and against sums by hand over random lengths."""
 
 import itertools
+import json
 from typing import Any
 
 import jax
@@ -128,6 +129,46 @@ def test_lengths_of_packed_and_of_padded_samples() -> None:
     assert (alone.tokens, alone.pairs) == (pytest.approx(lengths.sum()), pytest.approx((lengths**2).sum()))
 
 
+def test_expected_lengths_count_as_they_are() -> None:
+    """Fractions are not cut off; whole numbers stay whole, and go to JSON; larger than int64 are floats."""
+    assert lengths_work([199.5], [90.25]) == Work(1, 199.5, 90.25, 199.5 * 200.5 / 2)
+    whole = lengths_work(np.array([200, 3], np.uint8), np.array([[True, False], [True, True]]))
+    assert whole == Work(2, 203, 3, 20_100 + 6)
+    assert json.loads(json.dumps([*whole, *lengths_work([2.5], [1])])) == [2, 203, 3, 20_106, 1, 2.5, 1, 4.375]
+    assert all(type(x) is int for x in whole)
+    large = lengths_work([3_000_000_000, 10_000_000_000], [1, 1])
+    assert large.pairs == pytest.approx(5.45e19)
+    assert large.tokens == 13_000_000_000
+    assert lengths_work(np.full(1000, 10**8), 0).pairs == 1000 * 10**8 * (10**8 + 1) / 2
+    assert lengths_work([3e9, 1e10], [0]).pairs == large.pairs
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_samples_are_no_work() -> None:
+    assert lengths_work([], []) == padded_work([]) == (0, 0, 0, 0)
+    # Fewer samples than a batch: the other two are draws as well.
+    assert padded_work([7]) == Work(1, 7, 7, 49)
+    assert padded_work([1, 3]) == Work(2, 2 * (1 / 8 + 3 * 7 / 8), 2 * (1 / 8 + 3 * 7 / 8), 2 * (1 / 8 + 9 * 7 / 8))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "targets", "message"),
+    [
+        ([5, -3], [1, 1], "lengths must be numbers from 0 on, found -3"),
+        ([5.0, np.nan], [1, 1], "lengths must be numbers from 0 on, found nan"),
+        ([np.inf], [1], "lengths must be numbers from 0 on, found inf"),
+        ([5, 3], [1, -2], "targets must be numbers from 0 on, found -2"),
+        ([5, 3], [6, 4], "10 targets are more than the 8 tokens"),
+    ],
+)
+def test_what_cannot_be_counted(lengths: list[float], targets: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lengths_work(lengths, targets)
+    if message.startswith("lengths"):
+        with pytest.raises(ValueError, match=message):
+            padded_work(lengths)
+
+
 def count(tower: Any, *shape: int) -> float:
     """FLOPs of a tower as XLA counts them; layers are few, so that they are no loop."""
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -176,3 +217,13 @@ def test_the_published_towers() -> None:
     layers = 24 * (99 * (4 * 1024**2 + 2 * 1024 * 4096) + 2 * 99**2 * 1024)
     rest = 99 * 512 * 1024 + 100 * 128 * 64 * 1024
     assert audio_flops(HubertConfig(), 32_000) - 2 * (layers + rest) == pytest.approx(9.81e9, rel=1e-3)
+
+
+def test_the_shortest_sound() -> None:
+    """One frame of HuBERT sees 400 samples; a clip without one is refused, not counted as less than nothing."""
+    config = HubertConfig()
+    layer = 4 * 1024**2 + 2 * 1024 * 4096 + 2 * 1024
+    assert audio_flops(config, 400) > 2 * 24 * layer
+    for samples in (399, 9, 0):
+        with pytest.raises(ValueError, match=f"a clip of {samples} samples is too short for a frame"):
+            audio_flops(config, samples)
