@@ -1,13 +1,13 @@
 """What each way to be fast is worth: the training step without it, or with one that is not shipped, one at a time.
 
   python benchmarks/ablations.py
-  python benchmarks/ablations.py --shape 7b --only shipped fused unroll=4      # on a GPU
+  python benchmarks/ablations.py --shape 7b --only shipped fused unroll=4 "command buffers"      # on a GPU
 
 A decoder with adapters of rank 16 over a random base, samples of `train_step.py`'s lengths, features at hand. Every
 variant is a process of its own, and they take turns. Samples a second are those of real tokens, whatever is padded;
 "first step" has tracing, compilation and the step itself in it; memory is what the compiled step needs in all. With
 `--trace FOLDER` steps of the shipped way are traced once more, for xprof and for a table of what keeps them from the
-device's peak.
+device's peak. Variants of XLA's flags, which a CPU does not know, take part only where `--only` names them.
 """
 
 import argparse
@@ -62,6 +62,7 @@ class Variant:
       donated: the state's memory is used again.
       waits: the loss is looked at before the next step begins.
       ahead: batches are made and placed while a step runs.
+      flags: of XLA's for GPUs, after those of the environment.
     """
 
     decoder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -71,6 +72,7 @@ class Variant:
     donated: bool = True
     waits: bool = False
     ahead: bool = True
+    flags: str = ""
 
 
 VARIANTS = {
@@ -89,7 +91,12 @@ VARIANTS = {
     "unroll=all": Variant({"unroll": 1000}),
     "fused": Variant({"fused": True}),
     "int8 base": Variant({"base": "int8"}),
+    "Triton's products": Variant(flags="--xla_gpu_enable_triton_gemm=true"),
+    "command buffers": Variant(flags="--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN"),
+    "one layer in flight": Variant(flags="--xla_gpu_enable_while_loop_double_buffering=false"),
+    "least tuning": Variant(flags="--xla_gpu_autotune_level=0"),
 }
+EVERYWHERE = [name for name, variant in VARIANTS.items() if not variant.flags]
 
 SHAPES: dict[str, dict[str, Any]] = {
     "20m": {"dtype": "float32", "remat": "none", "rows": 2, "accumulate": 2, "row_length": 512, "steps": 4},
@@ -103,7 +110,7 @@ def main() -> None:
     """Measure all variants in turn, or be one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="20m")
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=EVERYWHERE, metavar="VARIANT")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--trace", type=Path, metavar="FOLDER", help="new or empty")
@@ -113,6 +120,7 @@ def main() -> None:
     if args.variant:
         print(json.dumps(measure(args.shape, VARIANTS[args.variant], args.folder, args.trace)))
         return
+    jax.config.update("jax_platforms", "cpu")  # a GPU's memory is for the variants
     if args.trace and args.trace.exists() and any(args.trace.iterdir()):
         parser.error(f"--trace: {args.trace} is not empty")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in dict.fromkeys(["shipped", *args.only])}
@@ -134,7 +142,8 @@ def main() -> None:
 def run(shape: str, variant: str, folder: str, *more: str) -> dict[str, Any]:
     """Measure a variant in a process of its own; empty if it failed, which is told."""
     command = [sys.executable, __file__, "--shape", shape, "--variant", variant, "--folder", folder, *more]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {VARIANTS[variant].flags}"
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"XLA_FLAGS": flags})
     if ran.returncode:
         print(f"{variant}: failed: {' '.join(ran.stderr.strip().splitlines()[-1:])}", file=sys.stderr)
         return {}

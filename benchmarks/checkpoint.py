@@ -13,10 +13,9 @@ import os
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from common.sides import Found, add_arguments, compare
+from common.sides import Found, Pieces, add_arguments, compare
 
 from affectgpt_jax.config import load_config
 from affectgpt_jax.models.affectgpt import AffectGPT
@@ -59,7 +58,7 @@ def trained(name: str) -> dict[str, np.ndarray]:
     return {path: rng.standard_normal(x.shape, np.float32) for path, x in paths(shapes).items()}
 
 
-def theirs(args: argparse.Namespace) -> dict[str, Any]:
+def theirs(args: argparse.Namespace) -> Pieces:
     """torch.save and torch.load."""
     import jax
     import torch
@@ -78,10 +77,10 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
     torch.load(file, map_location=device)
     if device == "cuda":
         torch.cuda.synchronize()
-    return dict(zip(STAGES, (still, disk, time.perf_counter() - started), strict=True))
+    yield dict(zip(STAGES, (still, disk, time.perf_counter() - started), strict=True))
 
 
-def ours(args: argparse.Namespace) -> dict[str, Any]:
+def ours(args: argparse.Namespace) -> Pieces:
     """`checkpoint.Checkpoints`, as the training loop calls it."""
     import jax
     import jax.numpy as jnp
@@ -110,7 +109,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     read = time.perf_counter() - started
     checkpoints.close()
     size = sum(x.nbytes for x in jax.tree.leaves(items))
-    return {
+    yield {
         **dict(zip(STAGES, (still, disk, read), strict=True)),
         "bytes": size,
         "device": jax.devices()[0].device_kind,

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from common.shapes import TOWERS
-from common.sides import Found, add_arguments, compare, hubert_features, show_rates
+from common.sides import Found, Pieces, add_arguments, compare, hubert_features, show_rates
 
 from affectgpt_jax.data.preprocess import SAMPLE_RATE, clip_pixels, normalise_audio
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of ours")
     parser.add_argument("--samples", type=int, default=4, help="samples of eight that are encoded")
     add_arguments(parser)
-    compare(parser.parse_args(), theirs, ours, show)
+    compare(parser.parse_args(), theirs, ours, show, prepare)
 
 
 def show(args: argparse.Namespace, found: Found) -> None:
@@ -79,17 +79,23 @@ def rate(encode: Callable[[], Any], count: int) -> float:
     return count / (time.perf_counter() - started)
 
 
-def theirs(args: argparse.Namespace) -> dict[str, Any]:
-    """transformers; writes the weights that the other side reads."""
+def prepare(args: argparse.Namespace) -> None:
+    """Write random weights."""
     import torch
     import transformers
 
     torch.manual_seed(SEED)
+    for name, kind in (("vision", transformers.CLIPVisionModelWithProjection), ("audio", transformers.HubertModel)):
+        kind._from_config(kind.config_class(**TOWERS[args.shape][name])).save_pretrained(args.folder / name)
+
+
+def theirs(args: argparse.Namespace) -> Pieces:
+    """transformers: a sample at a time, then batches."""
+    import torch
+    import transformers
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    kinds = {
-        "vision": (transformers.CLIPVisionModelWithProjection, transformers.CLIPVisionConfig),
-        "audio": (transformers.HubertModel, transformers.HubertConfig),
-    }
+    kinds = {"vision": transformers.CLIPVisionModelWithProjection, "audio": transformers.HubertModel}
     processor = transformers.CLIPImageProcessorPil()
     pictures, sound = media(args.samples)
     normal = np.stack([normalise_audio(clips) for clips in sound])
@@ -100,9 +106,7 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
     rates: dict[str, dict[str, float]] = {}
     features: dict[str, list[list[float]]] = {}
     parameters: dict[str, int] = {}
-    for name, (kind, config) in kinds.items():
-        if not (args.folder / name).exists():
-            kind._from_config(config(**TOWERS[args.shape][name])).save_pretrained(args.folder / name)
+    for name, kind in kinds.items():
 
         def opened(attention: str, kind: Any = kind, name: str = name) -> Any:
             return kind.from_pretrained(args.folder / name, attn_implementation=attention).eval().to(device)
@@ -138,11 +142,11 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
         }
         features[name] = sample(0).tolist()
         parameters[name] = sum(p.numel() for p in eager.parameters())
-    return {"rates": rates, "features": features, "parameters": parameters}
+        yield {"rates": rates, "features": features, "parameters": parameters}
 
 
-def ours(args: argparse.Namespace) -> dict[str, Any]:
-    """The towers as preparation and prediction have them, with the weights that the other side wrote."""
+def ours(args: argparse.Namespace) -> Pieces:
+    """The towers as preparation and prediction have them."""
     import jax
 
     from affectgpt_jax.inference.encoders import Encoders
@@ -159,11 +163,14 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         },
     }
     count = args.samples * EACH
-    return {
-        "rates": {name: {how: rate(encode, count) for how, encode in ways.items()} for name, ways in work.items()},
+    yield {
         "features": {"vision": encoders.vision(flat)[:EACH].tolist(), "audio": encoders.audio(normal)[0].tolist()},
         "device": jax.devices()[0].device_kind,
     }
+    rates: dict[str, dict[str, float]] = {}
+    for name, ways in work.items():
+        rates[name] = {how: rate(encode, count) for how, encode in ways.items()}
+        yield {"rates": rates}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from common.shapes import LANGUAGE
-from common.sides import Found, add_arguments, compare, show_rates
+from common.sides import Found, Pieces, add_arguments, compare, show_rates
 
 PROMPT, NEW = 110, 64
 SEED = 0
@@ -31,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--single", type=int, default=4, help="clips that torch answers one by one")
     add_arguments(parser)
-    compare(parser.parse_args(), theirs, ours, show)
+    compare(parser.parse_args(), theirs, ours, show, prepare)
 
 
 def show(args: argparse.Namespace, found: Found) -> None:
@@ -55,22 +55,28 @@ def prompts(count: int, vocabulary: int) -> np.ndarray:
     return np.random.default_rng(SEED).integers(0, vocabulary, (count, PROMPT)).astype(np.int32)
 
 
-def theirs(args: argparse.Namespace) -> dict[str, Any]:
-    """transformers; writes the weights that the other side reads."""
+def prepare(args: argparse.Namespace) -> None:
+    """Write random weights."""
     import torch
     import transformers
 
     torch.manual_seed(SEED)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**LANGUAGE[args.shape]))
+    model.to(getattr(torch, args.dtype)).save_pretrained(args.folder)
+
+
+def theirs(args: argparse.Namespace) -> Pieces:
+    """transformers: answers one by one, then in batches."""
+    import torch
+    import transformers
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = getattr(torch, args.dtype)
-    config = transformers.Qwen2Config(**LANGUAGE[args.shape])
-    with torch.device(device):
-        model = transformers.Qwen2ForCausalLM(config).to(dtype).eval()
+    model = transformers.Qwen2ForCausalLM.from_pretrained(args.folder, dtype=getattr(torch, args.dtype))
+    model = model.to(device).eval()
     model.generation_config.eos_token_id = None
-    if not (args.folder / "config.json").exists():
-        model.save_pretrained(args.folder)
     rows = max([*args.batches, args.single])
-    ids = torch.from_numpy(prompts(rows, config.vocab_size)).long().to(device)
+    ids = torch.from_numpy(prompts(rows, model.config.vocab_size)).long().to(device)
     options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
 
     def run(asked: Any) -> Any:
@@ -83,16 +89,17 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     single = [run(ids[i : i + 1])[0].tolist() for i in range(args.single)]
     rates["one by one"] = args.single / (time.perf_counter() - started)
+    yield {"rates": rates, "ids": single}
     for batch in args.batches:
         run(ids[:batch, :8])
         started = time.perf_counter()
         run(ids[:batch])
         rates[f"{batch} at a time"] = batch / (time.perf_counter() - started)
-    return {"rates": rates, "ids": single}
+        yield {"rates": rates}
 
 
-def ours(args: argparse.Namespace) -> dict[str, Any]:
-    """The engine, with the weights that the other side wrote."""
+def ours(args: argparse.Namespace) -> Pieces:
+    """The engine, in batches."""
     import jax
     import jax.numpy as jnp
 
@@ -126,8 +133,9 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     def padded(tokens: int) -> int:
         return -(-tokens // 16) * 16
 
-    rates, ids, floor = {}, [], {}
-    chip = find_chip(jax.devices()[0].device_kind)
+    rates, floor = {}, {}
+    device = jax.devices()[0].device_kind
+    chip = find_chip(device)
     for batch in args.batches:
         engine = Engine(model, params, rows=batch, max_new=NEW, length=padded)
         dict(engine.run(ask(batch)))
@@ -135,17 +143,13 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         found = dict(engine.run(ask(batch)))
         seconds = time.perf_counter() - started
         rates[f"{batch} at a time"] = batch / seconds
-        ids = ids or [found[i] for i in range(min(args.single, batch))]
         if chip is not None:
             least = decode_floor(decoder, shapes, chip, batch, padded(PROMPT) + NEW)
             floor[f"{batch} at a time"] = NEW * least.seconds / seconds
-    return {
-        "rates": rates,
-        "ids": ids,
-        "parameters": size,
-        "device": jax.devices()[0].device_kind,
-        "floor": floor or None,
-    }
+        if len(rates) == 1:
+            ids = [found[i] for i in range(min(args.single, batch))]
+            yield {"ids": ids, "parameters": size, "device": device}
+        yield {"rates": rates, "floor": floor or None}
 
 
 if __name__ == "__main__":

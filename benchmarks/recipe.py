@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--weightings", nargs="+", choices=("token", "reference"), default=["token", "reference"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--points", type=int, default=4, help="held-out losses on the way")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, on the same device")
     parser.add_argument("--output", type=Path, default=Path("runs/recipe"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

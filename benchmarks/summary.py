@@ -6,30 +6,36 @@ python benchmarks/summary.py h200
 import argparse
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-Found = dict[str, list[Any]]
+SIDES = ("torch", "ours")
+Result = dict[str, Any]
+Found = dict[str, list[Result]]
 
 
 class Line(NamedTuple):
-    """One quantity: torch's, ours, what is asked of the ratio ("x") or of ours, and whether less is better."""
+    """One quantity: torch's and ours, if measured, what is asked of the ratio ("x") or of ours, and what is better."""
 
     name: str
     torch: float | None
-    ours: float
+    ours: float | None
     asked: str = ""
     less: bool = False
+    alone: bool = False
+    """Ours alone; torch has none."""
 
-    @property
-    def ratio(self) -> float | None:
-        """How many times better ours is."""
-        if not self.torch or not self.ours:
-            return None
-        return self.torch / self.ours if self.less else self.ours / self.torch
+    def cells(self) -> str:
+        """As a row of the table."""
+        ratio = ""
+        if self.torch and self.ours:
+            ratio = f"{self.torch / self.ours if self.less else self.ours / self.torch:.2f}x"
+        numbers = ["" if self.alone else _told(self.torch), _told(self.ours)]
+        return f"{self.name:<52}{numbers[0]:>14}{numbers[1]:>14}{ratio:>9}   {self.asked}".rstrip()
 
 
 def main() -> None:
@@ -38,20 +44,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="that h200.sh wrote")
     args = parser.parse_args()
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "torch", "transformers", "peft"))
-    print(f"{date.today()}, {versions}\n\n{'':<52}{'torch':>12}{'ours':>12}{'ratio':>9}   asked of an H200")
+    print(f"{date.today()}, {versions}\n\n{'':<52}{'torch':>14}{'ours':>14}{'ratio':>9}   asked of an H200")
     for name, lines in READERS.items():
         file = args.folder / f"{name}.json"
-        if not file.is_file():
-            print(f"{name}: not measured")
-            continue
-        found = json.loads(file.read_text())
-        if lacking := [side for side, results in found.items() if not results]:
-            print(f"{name}: {', '.join(lacking)} not measured, the other side is in {file}")
-            continue
-        for line in lines(found):
-            ratio = "" if line.ratio is None else f"{line.ratio:.2f}x"
-            torch = "" if line.torch is None else f"{line.torch:,.3f}"
-            print(f"{line.name:<52}{torch:>12}{line.ours:>12,.3f}{ratio:>9}   {line.asked}".rstrip())
+        found = json.loads(file.read_text()) if file.is_file() else {}
+        for line in lines({side: [] for side in SIDES} | found):
+            print(line.cells())
     state = args.folder / "state.txt"
     print("\n" + (state.read_text() if state.is_file() else ""), end="")
 
@@ -59,57 +57,76 @@ def main() -> None:
 def training(found: Found) -> Iterator[Line]:
     """Samples a second by mode, `mfu_lora`, tokens a second of full rows, and starts."""
 
-    def rate(side: str, mode: str, column: int = 0) -> float:
-        return statistics.median(result[mode]["work"][column] / result[mode]["seconds"] for result in found[side])
+    def rate(side: str, mode: str, column: int = 0) -> float | None:
+        return _median(found[side], lambda result: result[mode]["work"][column] / result[mode]["seconds"])
 
-    mine = found["ours"][0]
-    asked = {"in the loop": "2.3x", "natural": ""}
-    for mode in ("in the loop", "cached", "natural"):
-        yield Line(f"training, {mode}, samples/s", rate("torch", mode), rate("ours", mode), asked.get(mode, ""))
+    def mfu(result: Result) -> float:
+        natural = result["natural"]
+        flops = sum(each * number for each, number in zip(result["flops"], natural["work"][1:], strict=True))
+        return flops / natural["seconds"] / result["peak"]
+
+    for mode, asked in (("in the loop", "2.3x"), ("cached", ""), ("natural", "")):
+        yield Line(f"training, {mode}, samples/s", rate("torch", mode), rate("ours", mode), asked)
     yield Line(
         "training, natural against in the loop, samples/s", rate("torch", "in the loop"), rate("ours", "natural"), "3x"
     )
-    if mine["peak"] is not None:
-        flops = sum(each * number for each, number in zip(mine["flops"], mine["natural"]["work"][1:], strict=True))
-        share = flops / mine["natural"]["work"][0] * rate("ours", "natural") / mine["peak"]
-        yield Line("training, natural, mfu_lora", None, share, "0.41")
-    waits = [result["natural"]["waited"] / result["natural"]["seconds"] for result in found["ours"]]
-    yield Line("training, natural, share of time waited for data", None, statistics.median(waits), "below 0.01")
-    yield Line("training, full rows, tokens/s", None, rate("ours", "full rows", 1), "12,700; NeMo on an H100 14,110")
-    starts = [statistics.median(result["start"] for result in found[side]) for side in ("torch", "ours")]
-    yield Line("start to first step, s", *starts, less=True)
+    if any(result.get("peak") for result in found["ours"]):
+        yield Line("training, natural, mfu_lora", None, _median(found["ours"], mfu), "0.41", alone=True)
+    waited = _median(found["ours"], lambda result: result["natural"]["waited"] / result["natural"]["seconds"])
+    yield Line("training, natural, share of time waited for data", None, waited, "below 0.01", alone=True)
+    full = rate("ours", "full rows", 1)
+    yield Line("training, full rows, tokens/s", None, full, "12,700; NeMo on an H100 14,110", alone=True)
+    usual = _median(found["torch"], lambda result: result["start"])
+    cold, warm = found["ours"][:1], found["ours"][1:] + found.get("again", [])
+    for told, results in (("nothing compiled before", cold), ("all in the compilation cache", warm)):
+        ours = _median(results, lambda result: result["start"])
+        yield Line(f"start to first step, {told}, s", usual, ours, less=True)
 
 
 def answers(found: Found) -> Iterator[Line]:
     """Clips a second one by one and in batches, and the share of the floor."""
-    mine = found["ours"][0]
-    single = _median(found, "torch", "one by one")
-    for way in mine["rates"]:
-        asked = "100x of one by one" if way != "1 at a time" else "5x"
-        yield Line(f"answers, {way} (torch one by one), clips/s", single, _median(found, "ours", way), asked)
-        if way in found["torch"][0]["rates"]:
-            yield Line(f"answers, {way}, clips/s", _median(found, "torch", way), _median(found, "ours", way))
-    for way, share in (mine["floor"] or {}).items():
-        yield Line(f"answers, {way}, share of the decoding floor", None, share)
+
+    def rate(side: str, way: str) -> float | None:
+        return _median(found[side], lambda result: result["rates"][way])
+
+    single = rate("torch", "one by one")
+    ways = dict.fromkeys(way for side in ("ours", "torch") for result in found[side] for way in result.get("rates", {}))
+    for way in list(ways) or ["in batches"]:
+        if way != "one by one":
+            asked = "100x of one by one" if way != "1 at a time" else "5x"
+            yield Line(f"answers, {way} (torch one by one), clips/s", single, rate("ours", way), asked)
+            yield Line(f"answers, {way}, clips/s", rate("torch", way), rate("ours", way))
+            if any(result.get("floor") for result in found["ours"]):
+                share = _median(found["ours"], lambda result, way=way: result["floor"][way])
+                yield Line(f"answers, {way}, share of the decoding floor", None, share, alone=True)
 
 
 def towers(found: Found) -> Iterator[Line]:
     """Pictures and clips of sound a second."""
     for name, title, asked in (("vision", "CLIP, pictures/s", "2,400"), ("audio", "HuBERT, clips/s", "3,500")):
-        sides = {side: statistics.median(result["rates"][name]["batches"] for result in found[side]) for side in found}
-        yield Line(title, sides["torch"], sides["ours"], asked)
+        sides = [_median(found[side], lambda result, name=name: result["rates"][name]["batches"]) for side in SIDES]
+        yield Line(title, *sides, asked)
 
 
 def checkpoints(found: Found) -> Iterator[Line]:
     """Seconds of saving and reading."""
     for stage in ("stands still", "on disk", "read"):
-        sides = {side: statistics.median(result[stage] for result in found[side]) for side in found}
+        sides = [_median(found[side], lambda result, stage=stage: result[stage]) for side in SIDES]
         asked = "0.5 at most" if stage == "stands still" else ""
-        yield Line(f"checkpoint, {stage}, s", sides["torch"], sides["ours"], asked, less=True)
+        yield Line(f"checkpoint, {stage}, s", *sides, asked, less=True)
 
 
-def _median(found: Found, side: str, way: str) -> float:
-    return statistics.median(result["rates"][way] for result in found[side])
+def _median(results: Sequence[Result], read: Callable[[Result], float]) -> float | None:
+    """Of the runs that came so far; None if none did."""
+    values = []
+    for result in results:
+        with suppress(KeyError):
+            values.append(read(result))
+    return statistics.median(values) if values else None
+
+
+def _told(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:,.3f}"
 
 
 READERS = {"train_step": training, "generate": answers, "encoders": towers, "checkpoint": checkpoints}

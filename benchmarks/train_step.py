@@ -12,13 +12,14 @@ in memory. Needs the extra [torch].
                position, AdamW; on a GPU fp16 under autocast with a gradient scaler. Losses must agree in float32.
   cached       the same with the encoders' features at hand.
   natural      features at hand. Ours in packed rows; torch with sdpa, sixteen samples a batch, bf16 and fused AdamW on
-               a GPU, and torch.compile (`--compile`: by default on a GPU).
+               a GPU, and torch.compile, layer by layer (`--compile`: by default on a GPU).
 
   full rows    ours alone, rows of one long sample, all tokens but its prompt's targets: to hold against published
                rates of adapters' training.
 
 Warming up does not count; the first step, with what it compiles, is shown apart, and so is the time from a process's
-start to its first step: of the first run nothing is in the compilation cache, of the others everything is.
+start to its first step in the loop, weights read from files on both sides: of our first run nothing is in the
+compilation cache, of the others everything is; after a single run one more is started for that.
 
   python benchmarks/train_step.py --shape 7b      # on a GPU
 """
@@ -34,7 +35,7 @@ from typing import Any
 
 import numpy as np
 from common.shapes import LANGUAGE, TOWERS
-from common.sides import Found, add_arguments, compare, hubert_features
+from common.sides import Found, Pieces, add_arguments, compare, hubert_features
 
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.examples import BatchShape, Example, Sample, collate_rows, reference_batch
@@ -45,7 +46,7 @@ from affectgpt_jax.data.prompts import layout_size, soft_layout
 SHAPES: dict[str, dict[str, Any]] = {
     "60m": {
         "language": LANGUAGE["60m"], **TOWERS["small"],
-        "dtype": "float32", "remat": "names", "row_length": 512, "rows": 2, "accumulate": 4, "steps": 2, "full": 512,
+        "dtype": "float32", "remat": "names", "row_length": 512, "rows": 2, "accumulate": 2, "steps": 2, "full": 512,
     },
     "7b": {
         "language": LANGUAGE["7b"], **TOWERS["large"],
@@ -81,7 +82,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="60m")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32 also keeps torch from autocast")
-    parser.add_argument("--steps", type=int, help="timed steps of three samples; of the natural way a third as many")
+    parser.add_argument(
+        "--steps", type=int, help="timed steps of three samples; of the natural way a third as many, two at least"
+    )
     parser.add_argument("--rows", type=int, help="rows of our natural way's microbatch")
     parser.add_argument("--row-length", type=int, help="tokens of such a row")
     parser.add_argument("--accumulate", type=int, help="microbatches of its step")
@@ -93,20 +96,21 @@ def main() -> None:
     for key in ("dtype", "steps", "rows", "row_length", "accumulate"):
         if getattr(args, key) is None:
             setattr(args, key, SHAPES[args.shape][key])
-    compare(args, theirs, ours, show)
+    compare(args, theirs, ours, show, prepare, again=args.runs == 1)
 
 
 def show(args: argparse.Namespace, found: Found) -> None:
     """Print the setting, a row for each side of each mode, the ratios, and whether the first losses agree."""
     ours, torch = found["ours"][0], found["torch"][0]
     samples, tokens, targets, _ = ours["natural"]["work"]
+    places = natural_steps(args.steps) * args.accumulate * args.rows * args.row_length
     print(
         f"{args.shape}: decoder {_millions(ours['decoder'])}, CLIP {_millions(torch['vision'])}, HuBERT "
         f"{_millions(torch['audio'])}, trained {_millions(ours['trained'])}; {args.dtype}, {ours['device']}, "
         f"{os.cpu_count()} cores, {args.runs} runs in turn\n"
         f"batch of {SAME}: {torch['cached']['work'][1] / torch['cached']['work'][0]:.0f} tokens a sample, padded to "
         f"{torch['padded']}; natural: {tokens / samples:.0f} tokens a sample, {targets / samples:.0f} of them targets; "
-        f"ours {args.accumulate} x {args.rows} rows of {args.row_length} a step, {ours['filled']:.0%} filled; torch "
+        f"ours {args.accumulate} x {args.rows} rows of {args.row_length} a step, {tokens / places:.0%} filled; torch "
         f"{EASY} samples, {torch['settings']}"
     )
 
@@ -140,11 +144,12 @@ def show(args: argparse.Namespace, found: Found) -> None:
     print(
         f"ours, natural, waited for data: {statistics.median(waits):.2%} of the time ({waits[0]:.2%} - {waits[-1]:.2%})"
     )
-    starts = {side: [result["start"] for result in results] for side, results in found.items()}
-    warm = "" if args.runs == 1 else f", {statistics.median(starts['ours'][1:]):.1f} s with it"
+    (cold, warm), usual = starts(found), sorted(result["start"] for result in found["torch"])
+    middle = statistics.median(usual)
     print(
-        f"from a process's start to its first step: torch {statistics.median(starts['torch']):.1f} s, ours "
-        f"{starts['ours'][0]:.1f} s without compilation cache{warm}"
+        f"from a process's start to its first step: torch {middle:.1f} s ({usual[0]:.1f} - {usual[-1]:.1f}), ours "
+        f"{cold:.1f} s ({middle / cold:.2f}x) with nothing in the compilation cache, {statistics.median(warm):.1f} s "
+        f"({warm[0]:.1f} - {warm[-1]:.1f}; {middle / statistics.median(warm):.2f}x) with it"
     )
     off = [_off(*pair) for pair in zip(torch["features"], ours["features"], strict=True)]
     print(f"features of the first crop and clip of sound: off by {off[0]:.1e}, {off[1]:.1e} of the largest")
@@ -159,6 +164,12 @@ def show(args: argparse.Namespace, found: Found) -> None:
     print(f"the same computation: {'yes' if agree else 'no' if args.dtype == 'float32' else 'to half precision'}")
     if args.dtype == "float32" and not agree:
         sys.exit(f"features differ by more than {FEATURES:g} or first losses by more than {AGREEMENT:g}")
+
+
+def starts(found: Found) -> tuple[float, list[float]]:
+    """Seconds until our first step with an empty compilation cache, and with a full one, in order."""
+    cold, *warm = (result["start"] for side in ("ours", "again") for result in found.get(side, []))
+    return cold, sorted(warm)
 
 
 def _off(theirs: list[float], ours: list[float]) -> float:
@@ -240,37 +251,32 @@ def work(examples: Sequence[Example]) -> np.ndarray:
 
 def natural_steps(steps: int) -> int:
     """Its steps are larger."""
-    return max(1, steps // 3)
+    return max(2, steps // 3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # torch
 
 
-def theirs(args: argparse.Namespace) -> dict[str, Any]:
-    """transformers and PEFT; writes the weights that the other side reads."""
+def torch_model(args: argparse.Namespace, language: Any) -> Any:
+    """AffectGPT in torch around a language model: adapters by PEFT, parts named as in the authors' checkpoints."""
     import peft
     import torch
-    import transformers
-    from safetensors.torch import save_file
     from torch import nn
 
     shape = SHAPES[args.shape]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    half = args.dtype != "float32"
-    compiled = device == "cuda" if args.compile is None else args.compile
-    vocabulary = shape["language"]["vocab_size"]
+    vision, audio = shape["vision"]["projection_dim"], shape["audio"]["hidden_size"]
+    shared, width = max(vision, audio), language.config.hidden_size
+    linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    lora = peft.LoraConfig(
+        r=RANK, lora_alpha=ALPHA, lora_dropout=args.dropout, target_modules=linears, task_type="CAUSAL_LM"
+    )
 
     class AffectGPT(nn.Module):
-        """Fusion by attention, soft tokens among the words, a language model; named as in the authors' checkpoints."""
+        """Fusion by attention, soft tokens among the words, a language model."""
 
-        def __init__(self, language: Any, vision: int, audio: int) -> None:
+        def __init__(self) -> None:
             super().__init__()
-            shared, width = max(vision, audio), language.config.hidden_size
-            linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-            lora = peft.LoraConfig(
-                r=RANK, lora_alpha=ALPHA, lora_dropout=args.dropout, target_modules=linears, task_type="CAUSAL_LM"
-            )
             self.llama_model = peft.get_peft_model(language, lora)
             self.video_attention_mlp, self.affectgpt_proj = nn.Linear(vision, 1), nn.Linear(vision, width)
             self.audio_attention_mlp, self.audio_llama_proj = nn.Linear(audio, 1), nn.Linear(audio, width)
@@ -292,27 +298,65 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
             embeds = embeds.index_put((torch.arange(len(ids), device=ids.device)[:, None], places), placed)
             return self.llama_model(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False).loss
 
+    return AffectGPT().train()
+
+
+def trained_by_torch(model: Any) -> dict[str, Any]:
+    """Parameters by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Write random weights of all parts; the language model's in bfloat16 where the sides compute in halves."""
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    shape = SHAPES[args.shape]
     torch.manual_seed(SEED)
-    with torch.device(device):
-        torch.set_default_dtype(torch.float16 if half else torch.float32)
-        config = transformers.Qwen2Config(**shape["language"])
-        language = transformers.Qwen2ForCausalLM._from_config(config, attn_implementation="eager")
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        torch.set_default_dtype(torch.float32 if args.dtype == "float32" else torch.bfloat16)
+        language = transformers.Qwen2ForCausalLM._from_config(transformers.Qwen2Config(**shape["language"]))
         torch.set_default_dtype(torch.float32)
-        vision = transformers.CLIPVisionModelWithProjection._from_config(
-            transformers.CLIPVisionConfig(**shape["vision"]), attn_implementation="eager"
-        )
-        audio = transformers.HubertModel._from_config(
-            transformers.HubertConfig(**shape["audio"]), attn_implementation="eager"
-        )
-        parts = {"language": language, "vision": vision.eval(), "audio": audio.eval()}
-        for name, part in parts.items():
-            if not (args.folder / name).exists():
-                part.save_pretrained(args.folder / name)
-            part.requires_grad_(False)
-        model = AffectGPT(language, shape["vision"]["projection_dim"], shape["audio"]["hidden_size"]).train()
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not (args.folder / "trained.safetensors").exists():
-        save_file({name: p.detach().float().cpu() for name, p in trained.items()}, args.folder / "trained.safetensors")
+        towers = {
+            "vision": transformers.CLIPVisionModelWithProjection._from_config(
+                transformers.CLIPVisionConfig(**shape["vision"])
+            ),
+            "audio": transformers.HubertModel._from_config(transformers.HubertConfig(**shape["audio"])),
+        }
+        for name, part in {"language": language, **towers}.items():
+            part.save_pretrained(args.folder / name)
+        model = torch_model(args, language)
+    trained = {name: p.detach().float().cpu() for name, p in trained_by_torch(model).items()}
+    save_file(trained, args.folder / "trained.safetensors")
+
+
+def theirs(args: argparse.Namespace) -> Pieces:
+    """transformers and PEFT."""
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+    from torch import nn
+
+    shape = SHAPES[args.shape]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    half = args.dtype != "float32"
+    compiled = device == "cuda" if args.compile is None else args.compile
+    vocabulary = shape["language"]["vocab_size"]
+    reference = torch.float16 if half else torch.float32
+
+    def opened(kind: Any, name: str, dtype: Any) -> Any:
+        part = kind.from_pretrained(args.folder / name, dtype=dtype, attn_implementation="eager")
+        return part.to(device).requires_grad_(False)
+
+    language = opened(transformers.Qwen2ForCausalLM, "language", reference)
+    vision = opened(transformers.CLIPVisionModelWithProjection, "vision", torch.float32).eval()
+    audio = opened(transformers.HubertModel, "audio", torch.float32).eval()
+    with torch.device(device):
+        model = torch_model(args, language)
+    _, unknown = model.load_state_dict(load_file(args.folder / "trained.safetensors", device), strict=False)
+    assert not unknown, unknown
+    trained = trained_by_torch(model)
     processor = transformers.CLIPImageProcessorPil()
     faces, sound = media()
     stored = features(shape)
@@ -320,7 +364,7 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
     def on_device(x: np.ndarray) -> Any:
         return torch.from_numpy(np.ascontiguousarray(x)).to(device)
 
-    told: dict[str, Any] = {}
+    encoded: list[Any] = []
 
     @torch.no_grad()
     def encode(which: np.ndarray) -> list[Any]:
@@ -329,7 +373,8 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
         heard = on_device(np.concatenate([normalise_audio(sound[i]) for i in which]))
         heard = hubert_features(audio(heard, output_hidden_states=True))
         found = [x.view(len(which), FRAMES, -1) for x in (seen, heard)]
-        told.setdefault("features", [x[0, 0].tolist() for x in found])
+        if not encoded:
+            encoded.extend(x[0, 0].tolist() for x in found)
         return found
 
     def cached(which: np.ndarray) -> list[Any]:
@@ -342,12 +387,13 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
         return torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.999), fused=fused)
 
     def run(
+        mode: str,
         batches: Iterator[tuple[list[Example], np.ndarray]],
         read: Callable[[np.ndarray], list[Any]],
         steps: int,
         dtype: Any,
         optimizer: Any,
-    ) -> dict[str, Any]:
+    ) -> Pieces:
         scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
         losses: list[Any] = []
 
@@ -379,7 +425,8 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
         norm = step(*next(batches), norm=True)
         finish()
         first = time.perf_counter() - started
-        told.setdefault("start", time.time() - args.spawned)
+        if mode == MODES[0]:
+            yield {"start": time.time() - args.spawned}
         for batch in islice(batches, warmup(device)):
             step(*batch)
         finish()
@@ -391,32 +438,32 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
         finish()
         seconds = time.perf_counter() - started
         losses = [float(x) for x in losses]
-        return {"seconds": seconds, "work": done.tolist(), "first": first, "norm": norm, "losses": losses}
+        yield {mode: {"seconds": seconds, "work": done.tolist(), "first": first, "norm": norm, "losses": losses}}
 
-    reference = torch.float16 if half else torch.float32
     optimizer = make_optimizer(fused=False)
-    results = {
-        "in the loop": run(same_batches(vocabulary), encode, args.steps, reference, optimizer),
-        "cached": run(same_batches(vocabulary), cached, args.steps, reference, optimizer),
+    yield from run("in the loop", same_batches(vocabulary), encode, args.steps, reference, optimizer)
+    yield {
+        "features": encoded,
+        "padded": max(len(one.tokens) for one in next(same_batches(vocabulary))[0]),
+        "settings": f"sdpa{', bf16, fused AdamW' if half else ''}{', torch.compile' if compiled else ', not compiled'}",
+        **{name: sum(p.numel() for p in part.parameters()) for name, part in (("vision", vision), ("audio", audio))},
     }
+    yield from run("cached", same_batches(vocabulary), cached, args.steps, reference, optimizer)
     best = torch.bfloat16 if half else torch.float32
     language.set_attn_implementation("sdpa")
     for p in model.parameters():
         if not p.requires_grad:
             p.data = p.data.to(best)
-    if compiled:
-        model.compile()
+    if compiled:  # a layer's program serves them all
+        for layer in language.model.layers:
+            layer.compile()
     examples = pool(vocabulary)
     order = np.random.default_rng([SEED, 4]).permutation(POOL)
     easy = (([examples[i] for i in part], part) for part in _endless(order))
     if not compiled:  # what is not compiled is warm: a small batch is enough for the first
         easy = chain(islice(same_batches(vocabulary), 1), easy)
     fused = make_optimizer(fused=device == "cuda")
-    results["natural"] = run(easy, cached, natural_steps(args.steps), best, fused)
-    settings = f"sdpa{', bf16, fused AdamW' if half else ''}{', torch.compile' if compiled else ', not compiled'}"
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if name != "language"}
-    longest = max(len(one.tokens) for one in next(same_batches(vocabulary))[0])
-    return {**results, **sizes, **told, "settings": settings, "padded": longest}
+    yield from run("natural", easy, cached, natural_steps(args.steps), best, fused)
 
 
 def _endless(order: np.ndarray) -> Iterator[np.ndarray]:
@@ -433,14 +480,14 @@ def warmup(device: str) -> int:
 # Ours
 
 
-def ours(args: argparse.Namespace) -> dict[str, Any]:
-    """The step as `affectgpt train` takes it, with the weights that the other side wrote."""
+def ours(args: argparse.Namespace) -> Pieces:
+    """The step as `affectgpt train` takes it."""
     import jax
 
     from affectgpt_jax.config import build_config
     from affectgpt_jax.config.networks import DecoderConfig
     from affectgpt_jax.data.pipeline import training_batches
-    from affectgpt_jax.inference.encoders import Encoders
+    from affectgpt_jax.inference.encoders import Encoders, encode_batch
     from affectgpt_jax.models.affectgpt import AffectGPT
     from affectgpt_jax.prefetch import prefetch
     from affectgpt_jax.sharding import put_batch
@@ -451,7 +498,6 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     from affectgpt_jax.weights.initial import in_base, parameter_shapes
     from affectgpt_jax.weights.networks import TRAINED
     from affectgpt_jax.weights.table import nest, paths, read_tree
-    from data_prep.in_loop import encode_batch
 
     jax.config.update("jax_compilation_cache_dir", str(args.folder / "compiled"))
     shape = SHAPES[args.shape]
@@ -482,7 +528,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     given = paths(read_tree(TRAINED, own, read_file(file), str(file)))
     setup = set_up(config, given)
     state = setup.state
-    encoders = Encoders(folders["vision"], folders["audio"], batch=SAME * FRAMES)
+    encoders = Encoders(folders["vision"], folders["audio"], batch=SAME * FRAMES, dtype=args.dtype)
     faces, sound = media()
     stored = features(shape)
     soft = layout_size(soft_layout(MODE))
@@ -533,13 +579,14 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
             ]
             yield jax.tree.map(lambda x: x[None], collate_rows(samples, rows))
 
-    told: dict[str, Any] = {}
+    encoded: list[Any] = []
 
-    def run(batches: Iterator[Batch], steps: int, encode: bool = False) -> dict[str, Any]:
+    def run(mode: str, batches: Iterator[Batch], steps: int, encode: bool = False) -> Pieces:
         def ready(host: Batch) -> tuple[Any, Batch]:
             if encode:
                 host = jax.tree.map(lambda x: x[None], encode_batch(encoders, jax.tree.map(lambda x: x[0], host)))
-                told.setdefault("features", [host.features[name][0, 0, 0, 0].tolist() for name in ("face", "audio")])
+                if not encoded:
+                    encoded.extend(host.features[name][0, 0, 0, 0].tolist() for name in ("face", "audio"))
             return batch_work(host), put_batch(setup.mesh, host)
 
         def take(number: int) -> tuple[np.ndarray, list[Any], float]:
@@ -560,35 +607,34 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         started = time.perf_counter()
         begin = take(1)[1]
         first = time.perf_counter() - started
-        told.setdefault("start", time.time() - args.spawned)
+        if mode == MODES[0]:
+            yield {"start": time.time() - args.spawned}
         begin += take(warmup(jax.default_backend()))[1]
         started = time.perf_counter()
         done, metrics, waited = take(steps)
         seconds = time.perf_counter() - started
         losses = [float(x.loss) for x in (*begin, *metrics)]
         norm = float(begin[0].gradient_norm)
-        return {
-            "seconds": seconds, "waited": waited, "work": done.tolist(), "first": first, "norm": norm, "losses": losses,
+        yield {
+            mode: {
+                "seconds": seconds, "waited": waited, "work": done.tolist(), "first": first, "norm": norm,
+                "losses": losses,
+            }
         }  # fmt: skip
 
-    results = {
-        "in the loop": run(same(encoded=False), args.steps, encode=True),
-        "cached": run(same(encoded=True), args.steps),
-        "natural": run(packed(), natural_steps(args.steps)),
-        FULL: run(full(), natural_steps(args.steps)),
-    }
+    yield from run("in the loop", same(encoded=False), args.steps, encode=True)
     chip = find_chip(jax.devices()[0].device_kind)
-    places = natural_steps(args.steps) * plan.step_rows * args.row_length
-    return {
-        **results,
+    yield {
+        "features": encoded,
         "decoder": sum(x.size for path, x in shapes.items() if in_base(config, path)),
         "trained": sum(x.size for x in jax.tree.leaves(state.params)),
         "device": jax.devices()[0].device_kind,
         "flops": list(decoder_work(config.model.decoder, state.params, setup.frozen)),
         "peak": None if chip is None else chip.flops,
-        "filled": results["natural"]["work"][1] / places,
-        **told,
     }
+    yield from run("cached", same(encoded=True), args.steps)
+    yield from run("natural", packed(), natural_steps(args.steps))
+    yield from run(FULL, full(), natural_steps(args.steps))
 
 
 if __name__ == "__main__":

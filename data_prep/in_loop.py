@@ -7,16 +7,14 @@ a run on shards sees.
 from collections.abc import Mapping
 
 import jax
-import numpy as np
 
 from affectgpt_jax.config import RunConfig
-from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.clips import MediaReader
 from affectgpt_jax.data.pipeline import MediaInLoop
-from affectgpt_jax.data.shard_schema import FEATURE_DTYPE, Stream, parse_stream
+from affectgpt_jax.data.shard_schema import Stream, parse_stream
 from affectgpt_jax.data.shards import open_corpus
 from affectgpt_jax.errors import UserError
-from affectgpt_jax.inference.encoders import BATCH, Encoders
+from affectgpt_jax.inference.encoders import BATCH, Encoders, encode_batch
 from affectgpt_jax.inference.runs import model_streams
 from data_prep.corpora import read_corpus
 from data_prep.faces import face_crops
@@ -53,23 +51,3 @@ def _most(config: RunConfig, streams: Mapping[str, Stream]) -> int:
     """Pictures, or clips of sound, of this process's part of a step at most; an encoder's batch is filled up."""
     samples = config.train.rows * config.train.accumulate * config.data.row_samples // jax.process_count()
     return samples * max((stream.count for stream in streams.values()), default=1)
-
-
-def encode_batch(encoders: Encoders, batch: Batch) -> Batch:
-    """Replace a batch's media by features in the shards' type; zeros where a sample lacks the stream."""
-    features: Mapping[str, np.ndarray] = {
-        name: _encode(encoders, name, media, batch.present[name]) for name, media in batch.features.items()
-    }
-    return batch._replace(features=dict(features))
-
-
-def _encode(encoders: Encoders, name: str, media: np.ndarray, present: np.ndarray) -> np.ndarray:
-    chosen = media[present]
-    if name == "audio":
-        found = encoders.audio(chosen)
-    else:
-        found = encoders.pixels(chosen.reshape(-1, *chosen.shape[2:]))
-        found = found.reshape(*chosen.shape[:2], -1)
-    features = np.zeros((*present.shape, *found.shape[1:]), FEATURE_DTYPE)
-    features[present] = found.astype(FEATURE_DTYPE)
-    return features

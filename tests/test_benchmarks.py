@@ -99,6 +99,47 @@ def _check_training(runs: Runs, told: str) -> None:
     assert len(ratios) == 4
 
 
+def test_what_was_found_before_a_stop_is_kept(tmp_path: Path) -> None:
+    """Piece by piece, in order; one more of ours ends at its first piece; the table names what is missing."""
+    script, report = tmp_path / "script.py", tmp_path / "train_step.json"
+    script.write_text(
+        "import argparse, sys, time\n"
+        "from common.sides import add_arguments, compare\n"
+        "def prepare(args): (args.folder / 'seed').write_text('3')\n"
+        "def torch(args):\n"
+        "    yield {'start': float((args.folder / 'seed').read_text())}\n"
+        "    yield {'cached': {'work': [8, 80], 'seconds': 2.0}}\n"
+        "def ours(args):\n"
+        "    yield {'start': 1.0}\n"
+        "    if '--end' in sys.argv: time.sleep(args.end)\n"
+        "    else: sys.exit('broken')\n"
+        "parser = argparse.ArgumentParser()\n"
+        "add_arguments(parser)\n"
+        "parser.add_argument('--end', type=float)\n"
+        "compare(parser.parse_args(), torch, ours, lambda args, found: print('shown'), prepare, again=True)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks")}
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    compared = [str(script), "--runs", "1", "--json", str(report)]
+    ran = call(*compared)
+    assert ran.returncode == 1
+    assert "ours failed:\nbroken" in ran.stderr
+    torch = [{"start": 3.0, "cached": {"work": [8, 80], "seconds": 2.0}}]
+    assert json.loads(report.read_text()) == {"torch": torch, "ours": [{"start": 1.0}]}
+    told = call(str(ROOT / "benchmarks" / "summary.py"), str(tmp_path))
+    rows = {line[:52].strip(): line[52:].split() for line in told.stdout.splitlines()}
+    assert rows["training, cached, samples/s"] == ["4.000", "not", "measured"]
+    assert rows["start to first step, nothing compiled before, s"] == ["3.000", "1.000", "3.00x"]
+    assert rows["CLIP, pictures/s"][:4] == ["not", "measured", "not", "measured"]
+
+    assert call(*compared, "--end", "0.1").stdout == "shown\n"
+    assert json.loads(report.read_text()) == {"torch": torch, "ours": [{"start": 1.0}], "again": [{"start": 1.0}]}
+
+
 def test_make_bench_runs_all_that_measure() -> None:
     command = ["make", "--dry-run", "--silent", f"VENV={Path(sys.executable).parents[1]}", "bench"]
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
@@ -178,6 +219,21 @@ def test_ablations(tmp_path: Path) -> None:
         assert f"{result['rate'] / found['shipped']['rate']:.2f}x (" in line
     # A state of one kind of number thrice, parameters and two moments, is held twice.
     assert found["state not donated"]["memory"] > found["shipped"]["memory"]
+
+
+@pytest.mark.slow
+def test_xla_knows_the_flags_of_the_variants() -> None:
+    """It ends the process at one that it does not know."""
+    code = (
+        "import os, sys; sys.path.insert(0, 'benchmarks'); from ablations import VARIANTS; "
+        "os.environ['XLA_FLAGS'] = ' '.join(v.flags for v in VARIANTS.values()) + sys.argv[1]; "
+        "import jax; jax.devices()"
+    )
+    for more in ("", " --xla_gpu_no_such_flag=true"):
+        ran = subprocess.run(
+            [sys.executable, "-c", code, more], capture_output=True, text=True, check=False, cwd=ROOT, timeout=120
+        )
+        assert (ran.returncode == 0) == (not more), ran.stderr
 
 
 def _bench(name: str, *words: str) -> str:

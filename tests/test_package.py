@@ -27,6 +27,21 @@ def test_training_and_preparing_need_neither_torch_nor_tensorflow() -> None:
     assert "tensorflow" not in loaded
 
 
+WITHOUT_MEDIA = "import sys; sys.modules.update(dict.fromkeys(['av', 'cv2', 'soundfile', 'soxr']))"
+
+
+def test_training_on_features_and_scoring_need_no_media_library() -> None:
+    """Nor do the towers on pixels and samples at hand: all of it runs where nothing can be decoded."""
+    modules = "affectgpt_jax.training.loop, affectgpt_jax.cli.evaluate, affectgpt_jax.inference.evaluate"
+    python(f"{WITHOUT_MEDIA}; import {modules}; from affectgpt_jax.inference.encoders import encode_batch")
+
+
+def test_synthetic_features_need_no_media_library(tmp_path: Path) -> None:
+    words = ["synth", str(tmp_path / "data"), "--features", "--train", "4", "--workers", "1"]
+    python(f"{WITHOUT_MEDIA}; from affectgpt_jax.cli import main; sys.exit(main({words}))")
+    assert (tmp_path / "data" / "mer_caption").is_dir()
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
     run = subprocess.run(

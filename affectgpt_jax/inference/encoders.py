@@ -17,7 +17,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from affectgpt_jax.config import RunConfig
 from affectgpt_jax.config.networks import Dtype
+from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.preprocess import clip_pixels
+from affectgpt_jax.data.shard_schema import FEATURE_DTYPE
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.weights.towers import Tower, open_audio, open_vision
 
@@ -118,6 +120,24 @@ class Encoders:
                 parts.append((self._apply[name](params, batch), count))
         # Results are fetched only after every call has been dispatched.
         return np.concatenate([np.asarray(features, np.float32)[:count] for features, count in parts])
+
+
+def encode_batch(encoders: Encoders, batch: Batch) -> Batch:
+    """Replace a batch's media by features in the shards' type; zeros where a sample lacks the stream."""
+    features = {name: _encode(encoders, name, media, batch.present[name]) for name, media in batch.features.items()}
+    return batch._replace(features=features)
+
+
+def _encode(encoders: Encoders, name: str, media: np.ndarray, present: np.ndarray) -> np.ndarray:
+    chosen = media[present]
+    if name == "audio":
+        found = encoders.audio(chosen)
+    else:
+        found = encoders.pixels(chosen.reshape(-1, *chosen.shape[2:]))
+        found = found.reshape(*chosen.shape[:2], -1)
+    features = np.zeros((*present.shape, *found.shape[1:]), FEATURE_DTYPE)
+    features[present] = found.astype(FEATURE_DTYPE)
+    return features
 
 
 def _placed(tower: Tower, sharding: NamedSharding) -> Tower:

@@ -7,52 +7,92 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+Pieces = Iterator[dict[str, Any]]
+"""What a side finds, piece by piece as it is known; JSON can hold it."""
 Found = dict[str, list[Any]]
-"""What each side gave, run by run."""
+"""What each side gave, run by run, and under "again" what one more of ours gave until its first piece."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of every comparison."""
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--side", choices=("ours", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("prepare", "torch", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--spawned", type=float, help=argparse.SUPPRESS)
 
 
 def compare(
     args: argparse.Namespace,
-    torch: Callable[[argparse.Namespace], Any],
-    ours: Callable[[argparse.Namespace], Any],
+    torch: Callable[[argparse.Namespace], Pieces],
+    ours: Callable[[argparse.Namespace], Pieces],
     show: Callable[[argparse.Namespace, Found], None],
+    prepare: Callable[[argparse.Namespace], None] | None = None,
+    again: bool = False,
 ) -> None:
     """Run both sides in turn and show them; in a side's own process, be that side.
 
+    Each piece goes into `args.json` at once: what is stopped later has been measured all the same.
+
     Args:
       args: of the command, with those of `add_arguments`.
-      torch: that side; it comes first, and writes the weights into `args.folder`. Gives what JSON holds.
-      ours: the other one, which reads them.
+      torch: that side.
+      ours: the other one.
       show: prints what both gave.
+      prepare: writes what both read into `args.folder`, in a process of its own.
+      again: begin one more of ours and stop it after its first piece.
     """
+    if prepare and args.side == "prepare":
+        prepare(args)
+        return
     if args.side:
-        print(json.dumps({"ours": ours, "torch": torch}[args.side](args)))
+        for piece in {"torch": torch, "ours": ours}[args.side](args):
+            print(json.dumps(piece), flush=True)
         return
     found: Found = {"torch": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(args.runs):
-            for side, results in found.items():
-                command = [sys.executable, *sys.argv, "--side", side, "--folder", folder, "--spawned", str(time.time())]
-                ran = subprocess.run(command, capture_output=True, text=True, check=False)
-                if ran.returncode:
-                    sys.exit(f"{side} failed:\n{ran.stderr[-3000:]}")
-                results.append(json.loads(ran.stdout.splitlines()[-1]))
-                if args.json is not None:  # what is stopped later has been measured all the same
-                    args.json.write_text(json.dumps(found, indent=1) + "\n")
+        if prepare:
+            list(_pieces("prepare", folder))
+        turns = [side for _ in range(args.runs) for side in ("torch", "ours")]
+        for side in [*turns, "again"] if again else turns:
+            result: dict[str, Any] = {}
+            found.setdefault(side, []).append(result)
+            with closing(_pieces("ours" if side == "again" else side, folder)) as pieces:
+                for piece in islice(pieces, 1) if side == "again" else pieces:
+                    result.update(piece)
+                    if args.json is not None:
+                        _write(args.json, found)
     show(args, found)
+
+
+def _pieces(side: str, folder: str) -> Pieces:
+    """What a side prints; closed before its end, it is stopped."""
+    command = [sys.executable, *sys.argv, "--side", side, "--folder", folder, "--spawned", str(time.time())]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as running,
+    ):
+        try:
+            yield from (json.loads(line) for line in running.stdout or () if line.startswith("{"))
+        except GeneratorExit:
+            running.kill()
+            raise
+        if running.wait():
+            errors.seek(0)
+            sys.exit(f"{side} failed:\n{errors.read()[-3000:]}")
+
+
+def _write(file: Path, found: Found) -> None:
+    """All at once, so that it is whole whenever this is stopped."""
+    written = file.with_suffix(".part")
+    written.write_text(json.dumps(found, indent=1) + "\n")
+    written.replace(file)
 
 
 def show_rates(

@@ -4,6 +4,8 @@ video/NAME.mp4, audio/NAME.wav, openface_face/NAME/NAME.npy, subtitle_chieng.csv
 track2_train_mercaptionplus.csv (name, openset), track3_train_mercaptionplus.csv (name, reason); and of our own
 synth_splits.csv, synth_attributes.csv, contact_sheet.png and synth_manifest.json. The manifest is written last: a
 folder without it is unfinished.
+
+What draws and encodes is imported where a clip is written: features of the same scenes are made without it.
 """
 
 import csv
@@ -18,15 +20,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from affectgpt_jax.errors import UserError
 from affectgpt_jax.machine import available_cores
-from data_prep.synth.media import write_mp4, write_wav
 from data_prep.synth.render import render_clip
 from data_prep.synth.scenes import MODALITIES
-from data_prep.synth.sheet import contact_sheet
 from data_prep.synth.specs import FRAME_RATE, SPLITS, ClipSpec, attributes, sample_specs
 from data_prep.synth.vocabulary import EMOTIONS
 from data_prep.synth.voice import SAMPLE_RATE
@@ -209,11 +208,15 @@ def _written(directory: Path, specs: Sequence[ClipSpec], workers: int) -> Iterat
 
 
 def _start_worker() -> None:
+    import cv2
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process decides when to stop
     cv2.setNumThreads(1)
 
 
 def _write_clip(directory: Path, spec: ClipSpec) -> str:
+    from data_prep.synth.media import write_mp4, write_wav
+
     frames, faces, wave = render_clip(spec)
     write_mp4(directory / "video" / f"{spec.name}.mp4", frames, FRAME_RATE, wave, SAMPLE_RATE)
     write_wav(directory / "audio" / f"{spec.name}.wav", wave, SAMPLE_RATE)
@@ -241,6 +244,10 @@ def _write_csv(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 
 def _write_sheet(path: Path, specs: Sequence[ClipSpec]) -> None:
+    import cv2
+
+    from data_prep.synth.sheet import contact_sheet
+
     encoded = cv2.imencode(".png", cv2.cvtColor(contact_sheet(specs), cv2.COLOR_RGB2BGR))[1]
     path.write_bytes(encoded.tobytes())
 

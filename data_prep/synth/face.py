@@ -6,7 +6,6 @@ Geometry is computed for all frames at once; only the filling of polygons runs f
 
 from typing import Generic, NamedTuple, TypeVar
 
-import cv2
 import numpy as np
 
 FRAME_SIZE = 128
@@ -174,6 +173,8 @@ def draw_faces(
     Returns:
       (uint8 [n, 128, 128, 3] RGB, float64 [n, 4] face boxes x0, y0, x1, y1 in pixels).
     """
+    import cv2  # only drawing needs it: a face's actions are drawn by lot without it
+
     count = len(face.head_tilt)
     angle = 0.16 * face.head_tilt
     turn = np.stack([np.stack([np.cos(angle), np.sin(angle)], -1), np.stack([-np.sin(angle), np.cos(angle)], -1)], -2)
@@ -314,6 +315,8 @@ def _ellipse(
 
 def _backdrop(person: FaceIdentity, camera: Camera) -> np.ndarray:
     """What does not move: the wall, shoulders and neck."""
+    import cv2
+
     fade = np.linspace(1.1, 0.8, FRAME_SIZE)[:, None, None]
     canvas = np.clip(np.array(camera.background) * fade * np.ones((1, FRAME_SIZE, 1)), 0, 255).astype(np.uint8)
     shoulders = np.array([[-1.5, 2.6], [-1.2, 1.55], [-0.4, 1.3], [0.4, 1.3], [1.2, 1.55], [1.5, 2.6]])

@@ -1,6 +1,5 @@
 """From a clip's specification to pictures and sound, in memory."""
 
-import cv2
 import numpy as np
 
 from data_prep.synth import face as face_module
@@ -75,6 +74,8 @@ def _draw(spec: ClipSpec, tracks: voice_module.Tracks, frames: np.ndarray) -> tu
 
 def _crop(pictures: np.ndarray, boxes: np.ndarray, spec: ClipSpec, frames: np.ndarray) -> np.ndarray:
     """Cut the faces out, a little unsteadily, as a face detector does."""
+    import cv2
+
     unsteady = stream(spec.seed, spec.name, "crop").uniform(-1.5, 1.5, (spec.frames, 2))[frames]
     corners = boxes[:, :2] + unsteady
     scale = CROP_SIZE / (boxes[:, 2:] - boxes[:, :2])
