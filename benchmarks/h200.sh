@@ -7,7 +7,11 @@
 #
 # Needs Python 3.11 or newer with the project, its extra [cuda], torch, peft, pytest and beartype, and golden numbers in
 # AFFECTGPT_GOLDENS (../shared/goldens). On a machine without a network, put wheels into a folder, install them with
-# `pip install --no-index --no-deps --target SITE WHEELS/*.whl`, and set PYTHONPATH=SITE.
+# `pip install --no-index --no-deps --target SITE WHEELS/*.whl`, and set PYTHONPATH=SITE. Beside jax[cuda], torch, peft and
+# transformers with what those need, all of it runs with these, some 150 MB once installed: absl-py annotated-types
+# array_record beartype cloudpickle dm-tree einops etils flax grain humanize immutabledict iniconfig jaxtyping msgpack
+# optax orbax-checkpoint pillow pluggy portpicker promise protobuf pydantic pydantic_core pygments pytest rich simplejson
+# six tensorboardX tensorflow-datasets tensorflow-metadata tensorstore toml typing-inspection wrapt.
 #
 #   PYTHON  interpreter (python3)        OUT     folder for logs, JSON and table.txt (h200)
 #   LIMIT   seconds for all of it (590)  STAGES  of them, to run some again; what others found before stays
