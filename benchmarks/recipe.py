@@ -7,7 +7,7 @@ Trains CONFIG, with any overrides, the original's way: batches of three as they 
 a constant rate after a warm-up. Then as packed rows over as many samples with rates of RATE x (samples of a step / 3) ^
 EXPONENT, the loss a mean over all tokens ("token") or over the tokens of groups of three ("reference"). Prints held-out
 losses on the way, mean and standard deviation over seeds, and how far each way ends from the original's. All runs are
-folders in --output; what is there and complete is not trained again.
+folders in --output: what is complete there is not trained again, what was stopped goes on from its checkpoint.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace, way: Way, seed: int) -> dict[str, Any]:
         *shared,
         f"train.output={folder}",
         f"train.steps={steps}",
-        f"train.checkpoint_every={steps}",
+        f"train.checkpoint_every={max(1, steps // 10)}",
         f"train.log_every={max(1, steps // 100)}",
         "train.optimizer.schedule=strict",
         f"train.optimizer.peak={rate:.6g}",

@@ -24,8 +24,6 @@ from affectgpt_jax.weights.trainable import split
 from tests.training.test_flops import batch
 from tests.weights.test_streaming import write_base
 
-pytestmark = pytest.mark.slow
-
 ADAPTERS = ("^fusion/", "/lora_[ab]$")
 SIZES = {"vocab": 32, "width": 48, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp_width": 64}
 
