@@ -24,7 +24,16 @@ from typing import Any
 
 import numpy as np
 from common.shapes import TOWERS
-from common.sides import Found, Pieces, add_arguments, compare, hubert_features, show_rates
+from common.sides import (
+    Found,
+    Pieces,
+    add_arguments,
+    compare,
+    hubert_features,
+    show_rates,
+    tower_kinds,
+    write_towers,
+)
 
 from affectgpt_jax.data.preprocess import SAMPLE_RATE, clip_pixels, normalise_audio
 
@@ -82,11 +91,9 @@ def rate(encode: Callable[[], Any], count: int) -> float:
 def prepare(args: argparse.Namespace) -> None:
     """Write random weights."""
     import torch
-    import transformers
 
     torch.manual_seed(SEED)
-    for name, kind in (("vision", transformers.CLIPVisionModelWithProjection), ("audio", transformers.HubertModel)):
-        kind._from_config(kind.config_class(**TOWERS[args.shape][name])).save_pretrained(args.folder / name)
+    write_towers(TOWERS[args.shape], args.folder)
 
 
 def theirs(args: argparse.Namespace) -> Pieces:
@@ -95,7 +102,6 @@ def theirs(args: argparse.Namespace) -> Pieces:
     import transformers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    kinds = {"vision": transformers.CLIPVisionModelWithProjection, "audio": transformers.HubertModel}
     processor = transformers.CLIPImageProcessorPil()
     pictures, sound = media(args.samples)
     normal = np.stack([normalise_audio(clips) for clips in sound])
@@ -106,7 +112,7 @@ def theirs(args: argparse.Namespace) -> Pieces:
     rates: dict[str, dict[str, float]] = {}
     features: dict[str, list[list[float]]] = {}
     parameters: dict[str, int] = {}
-    for name, kind in kinds.items():
+    for name, kind in tower_kinds().items():
 
         def opened(attention: str, kind: Any = kind, name: str = name) -> Any:
             return kind.from_pretrained(args.folder / name, attn_implementation=attention).eval().to(device)

@@ -13,9 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.sides import Found, cold_and_warm
+
+from affectgpt_jax.training.flops import DecoderWork, Work, mfu_lora
+
 SIDES = ("torch", "ours")
 Result = dict[str, Any]
-Found = dict[str, list[Result]]
 
 
 class Line(NamedTuple):
@@ -62,8 +65,7 @@ def training(found: Found) -> Iterator[Line]:
 
     def mfu(result: Result) -> float:
         natural = result["natural"]
-        flops = sum(each * number for each, number in zip(result["flops"], natural["work"][1:], strict=True))
-        return flops / natural["seconds"] / result["peak"]
+        return mfu_lora(DecoderWork(*result["flops"]), Work(*natural["work"]), natural["seconds"], result["peak"])
 
     for mode, asked in (("in the loop", "2.3x"), ("cached", ""), ("natural", "")):
         yield Line(f"training, {mode}, samples/s", rate("torch", mode), rate("ours", mode), asked)
@@ -77,8 +79,7 @@ def training(found: Found) -> Iterator[Line]:
     full = rate("ours", "full rows", 1)
     yield Line("training, full rows, tokens/s", None, full, "12,700; NeMo on an H100 14,110", alone=True)
     usual = _median(found["torch"], lambda result: result["start"])
-    cold, warm = found["ours"][:1], found["ours"][1:] + found.get("again", [])
-    for told, results in (("nothing compiled before", cold), ("all in the compilation cache", warm)):
+    for told, results in zip(("nothing compiled before", "all in the compilation cache"), cold_and_warm(found)):
         ours = _median(results, lambda result: result["start"])
         yield Line(f"start to first step, {told}, s", usual, ours, less=True)
 

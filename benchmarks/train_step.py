@@ -35,7 +35,16 @@ from typing import Any
 
 import numpy as np
 from common.shapes import LANGUAGE, TOWERS
-from common.sides import Found, Pieces, add_arguments, compare, hubert_features
+from common.sides import (
+    Found,
+    Pieces,
+    add_arguments,
+    cold_and_warm,
+    compare,
+    hubert_features,
+    tower_kinds,
+    write_towers,
+)
 
 from affectgpt_jax.data.batch import Batch
 from affectgpt_jax.data.examples import BatchShape, Example, Sample, collate_rows, reference_batch
@@ -101,7 +110,10 @@ def main() -> None:
 
 def show(args: argparse.Namespace, found: Found) -> None:
     """Print the setting, a row for each side of each mode, the ratios, and whether the first losses agree."""
+    from affectgpt_jax.training.flops import DecoderWork, Work, mfu_lora
+
     ours, torch = found["ours"][0], found["torch"][0]
+    peak = ours["peak"]
     samples, tokens, targets, _ = ours["natural"]["work"]
     places = natural_steps(args.steps) * args.accumulate * args.rows * args.row_length
     print(
@@ -124,15 +136,13 @@ def show(args: argparse.Namespace, found: Found) -> None:
                 continue
             values = sorted(rates(side, mode))
             middle = statistics.median(values)
-            samples, *rest = found[side][0][mode]["work"]
-            speed = sum(each * number for each, number in zip(ours["flops"], rest, strict=True)) / samples * middle
+            done = Work(*found[side][0][mode]["work"])
             spread = f"{values[0]:.3f} - {values[-1]:.3f}"
-            mfu = "-" if ours["peak"] is None else f"{speed / ours['peak']:.1%}"
+            share = mfu_lora(DecoderWork(*ours["flops"]), done, done.samples / middle, peak) if peak else None
+            mfu = "-" if share is None else f"{share:.1%}"
+            tokens = middle * done.tokens / done.samples
             first = statistics.median(result[mode]["first"] for result in found[side])
-            print(
-                f"{mode + ', ' + side:<22}{middle:>10.3f}{spread:>20}{middle * rest[0] / samples:>10.0f}{mfu:>10}"
-                f"{first:>10.1f} s"
-            )
+            print(f"{mode + ', ' + side:<22}{middle:>10.3f}{spread:>20}{tokens:>10.0f}{mfu:>10}{first:>10.1f} s")
     print()
     for mine, other in (*((mode, mode) for mode in MODES), ("natural", "in the loop")):
         values = sorted(a / b for a, b in zip(rates("ours", mine), rates("torch", other), strict=True))
@@ -144,7 +154,8 @@ def show(args: argparse.Namespace, found: Found) -> None:
     print(
         f"ours, natural, waited for data: {statistics.median(waits):.2%} of the time ({waits[0]:.2%} - {waits[-1]:.2%})"
     )
-    (cold, warm), usual = starts(found), sorted(result["start"] for result in found["torch"])
+    begun = (found["torch"], *cold_and_warm(found))
+    usual, (cold,), warm = (sorted(result["start"] for result in results) for results in begun)
     middle = statistics.median(usual)
     print(
         f"from a process's start to its first step: torch {middle:.1f} s ({usual[0]:.1f} - {usual[-1]:.1f}), ours "
@@ -164,12 +175,6 @@ def show(args: argparse.Namespace, found: Found) -> None:
     print(f"the same computation: {'yes' if agree else 'no' if args.dtype == 'float32' else 'to half precision'}")
     if args.dtype == "float32" and not agree:
         sys.exit(f"features differ by more than {FEATURES:g} or first losses by more than {AGREEMENT:g}")
-
-
-def starts(found: Found) -> tuple[float, list[float]]:
-    """Seconds until our first step with an empty compilation cache, and with a full one, in order."""
-    cold, *warm = (result["start"] for side in ("ours", "again") for result in found.get(side, []))
-    return cold, sorted(warm)
 
 
 def _off(theirs: list[float], ours: list[float]) -> float:
@@ -244,7 +249,7 @@ def row_loader(
 
 def work(examples: Sequence[Example]) -> np.ndarray:
     """Samples, tokens, targets, and pairs of query and key."""
-    from affectgpt_jax.training.flops import lengths_work
+    from affectgpt_jax.training.flops import lengths_work  # and with it jax, which torch's side does without
 
     return np.array(lengths_work([len(x.tokens) for x in examples], [len(x.target_ids) for x in examples]))
 
@@ -318,14 +323,8 @@ def prepare(args: argparse.Namespace) -> None:
         torch.set_default_dtype(torch.float32 if args.dtype == "float32" else torch.bfloat16)
         language = transformers.Qwen2ForCausalLM._from_config(transformers.Qwen2Config(**shape["language"]))
         torch.set_default_dtype(torch.float32)
-        towers = {
-            "vision": transformers.CLIPVisionModelWithProjection._from_config(
-                transformers.CLIPVisionConfig(**shape["vision"])
-            ),
-            "audio": transformers.HubertModel._from_config(transformers.HubertConfig(**shape["audio"])),
-        }
-        for name, part in {"language": language, **towers}.items():
-            part.save_pretrained(args.folder / name)
+        language.save_pretrained(args.folder / "language")
+        write_towers(shape, args.folder)
         model = torch_model(args, language)
     trained = {name: p.detach().float().cpu() for name, p in trained_by_torch(model).items()}
     save_file(trained, args.folder / "trained.safetensors")
@@ -350,8 +349,7 @@ def theirs(args: argparse.Namespace) -> Pieces:
         return part.to(device).requires_grad_(False)
 
     language = opened(transformers.Qwen2ForCausalLM, "language", reference)
-    vision = opened(transformers.CLIPVisionModelWithProjection, "vision", torch.float32).eval()
-    audio = opened(transformers.HubertModel, "audio", torch.float32).eval()
+    vision, audio = (opened(kind, name, torch.float32).eval() for name, kind in tower_kinds().items())
     with torch.device(device):
         model = torch_model(args, language)
     _, unknown = model.load_state_dict(load_file(args.folder / "trained.safetensors", device), strict=False)
@@ -430,15 +428,15 @@ def theirs(args: argparse.Namespace) -> Pieces:
         for batch in islice(batches, warmup(device)):
             step(*batch)
         finish()
-        done = np.zeros(4, np.int64)
+        taken: list[Example] = []
         started = time.perf_counter()
         for batch in islice(batches, steps):
             step(*batch)
-            done += work(batch[0])
+            taken += batch[0]
         finish()
         seconds = time.perf_counter() - started
         losses = [float(x) for x in losses]
-        yield {mode: {"seconds": seconds, "work": done.tolist(), "first": first, "norm": norm, "losses": losses}}
+        yield {mode: {"seconds": seconds, "work": work(taken).tolist(), "first": first, "norm": norm, "losses": losses}}
 
     optimizer = make_optimizer(fused=False)
     yield from run("in the loop", same_batches(vocabulary), encode, args.steps, reference, optimizer)

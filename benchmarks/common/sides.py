@@ -120,6 +120,24 @@ def show_rates(
         print(f"{side + ', ' + way:<32}{rate:>12.3f}{spread:>20}{extra}{rate / middle:>35.2f}x")
 
 
+def cold_and_warm(found: Found) -> tuple[list[Any], list[Any]]:
+    """Our run that began with nothing compiled, and those that found all of it in the compilation cache."""
+    return found["ours"][:1], found["ours"][1:] + found.get("again", [])
+
+
+def tower_kinds() -> dict[str, Any]:
+    """The towers' classes in transformers."""
+    import transformers
+
+    return {"vision": transformers.CLIPVisionModelWithProjection, "audio": transformers.HubertModel}
+
+
+def write_towers(sizes: Mapping[str, Any], folder: Path) -> None:
+    """A folder of random weights for each tower of these sizes."""
+    for name, kind in tower_kinds().items():
+        kind._from_config(kind.config_class(**sizes[name])).save_pretrained(folder / name)
+
+
 def hubert_features(output: Any) -> Any:
     """What AffectGPT takes of transformers' HuBERT: the last four hidden states' mean, over time.
 
