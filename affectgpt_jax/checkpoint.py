@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -228,9 +228,16 @@ def targets(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
+class _PlainArrays(ocp.type_handlers.ArrayHandler):
+    """Arrays as they are in memory: zstd makes trained numbers 7 % smaller, writing and reading a quarter slower."""
+
+    async def serialize(self, values: Sequence[jax.Array], infos: Sequence[Any], args: Any = None) -> Any:
+        for info in infos:
+            info.use_compression = False
+        return await super().serialize(values, infos, args)
+
+
 # By default Orbax lets each replica write a slice of every array, and compiles a program per shape for that in the
 # middle of training. What is trained here is small: the first replica writes it.
 with _without_warnings():
-    ocp.type_handlers.register_type_handler(
-        jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
-    )
+    ocp.type_handlers.register_type_handler(jax.Array, _PlainArrays(use_replica_parallel=False), override=True)

@@ -66,7 +66,7 @@ def theirs(args: argparse.Namespace) -> Pieces:
     jax.config.update("jax_platforms", "cpu")  # the shapes come from it, the device is torch's
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tensors = {name: torch.from_numpy(x).to(device) for name, x in trained(SHAPES[args.shape]).items()}
-    state = {name: {"exp_avg": torch.zeros_like(x), "exp_avg_sq": torch.zeros_like(x)} for name, x in tensors.items()}
+    state = {name: {"exp_avg": torch.randn_like(x), "exp_avg_sq": torch.rand_like(x)} for name, x in tensors.items()}
     file = args.folder / "checkpoint.pth"
     started = time.perf_counter()
     torch.save({"model": tensors, "optimizer": {"state": state}, "epoch": 1}, file)
@@ -91,7 +91,9 @@ def ours(args: argparse.Namespace) -> Pieces:
     params = nest(jax.tree.map(jnp.asarray, trained(SHAPES[args.shape])))
     config = load_config(SHAPES[args.shape]).train
     optimizer = make_optimizer(config.optimizer, config.steps).init(params)
-    items = {"params": params, "progress": {"step": jnp.asarray(1), "optimizer": optimizer}}
+    rng = np.random.default_rng(1)  # moments of zeros would be packed into nothing
+    moments = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape, np.float32)) if x.ndim else x, optimizer)
+    items = {"params": params, "progress": {"step": jnp.asarray(1), "optimizer": moments}}
     jax.block_until_ready(items)
     folder = args.folder / f"run-{time.time_ns()}"
     checkpoints = Checkpoints(folder, keep=2)

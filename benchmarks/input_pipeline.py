@@ -13,6 +13,7 @@ real ones take longer.
 import argparse
 import math
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ READ = 64
 TFDS_READ = 1024
 """The same through TFDS, which pays for each file of each read."""
 STEP_SECONDS = 0.05
+RUNS = 3
 WORDS = """
 the a person seems happy sad worried because of what he she says and voice rises with slight tremble while face shows
 raised eyebrows mouth open speaking quickly about something that happened yesterday at work when boss called him into
@@ -52,8 +54,8 @@ office tone softens suggesting relief overall emotional state can be described a
 """
 
 
-Rates = tuple[float, float]
-"""Samples a second of the fastest and of the slowest run."""
+Rates = list[float]
+"""Samples a second, run by run."""
 
 
 def main() -> None:
@@ -69,7 +71,8 @@ def main() -> None:
         config = run_config(folder, args.tokenizer or own_tokenizer(folder))
         seconds = timed(lambda: write_shards(folder / "shards", args.samples))
         size = sum(path.stat().st_size for path in (folder / "shards").rglob("*.array_record*"))
-        print(f"{args.samples:,} samples written in {seconds:.0f} s, {size / 1e9:.1f} GB; {os.cpu_count()} cores\n")
+        print(f"{args.samples:,} samples written in {seconds:.0f} s, {size / 1e9:.1f} GB; {os.cpu_count()} cores")
+        print(f"a second, median and spread of {RUNS} runs, of {args.passes} passes where rows are packed\n")
         config, tokenizer = resolve(config)
         corpus = open_training_shards(config, verify=False)
         raw_reads(corpus.corpora[0])
@@ -81,8 +84,9 @@ def main() -> None:
         packed = tokenised_and_packed(config, tokenizer, data, args.passes)
         data_wait(config, tokenizer, data)
         media = clip_by_clip(folder, tokenizer, data, args.clips)
-        least, most = packed[1] / media[0], packed[0] / media[1]
-        print(f"\nshards against media clip by clip: {packed[0] / media[0]:,.0f}x ({least:,.0f} - {most:,.0f})")
+        least, most = min(packed) / max(media), max(packed) / min(media)
+        ratio = statistics.median(packed) / statistics.median(media)
+        print(f"\nshards against media clip by clip: {ratio:,.0f}x ({least:,.0f} - {most:,.0f})")
 
 
 def own_tokenizer(folder: Path) -> str:
@@ -142,10 +146,9 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def best(work: Callable[[], object], runs: int = 3) -> tuple[float, float]:
-    """Least and most seconds of a few runs."""
-    seconds = [timed(work) for _ in range(runs)]
-    return min(seconds), max(seconds)
+def rates_of(count: int, work: Callable[[], object]) -> Rates:
+    """How many samples a second some work does, several times."""
+    return [count / timed(work) for _ in range(RUNS)]
 
 
 def random_reads(count: int, size: int = READ) -> Iterator[np.ndarray]:
@@ -154,10 +157,11 @@ def random_reads(count: int, size: int = READ) -> Iterator[np.ndarray]:
     yield from (order[start : start + size] for start in range(0, count, size))
 
 
-def show(what: str, count: int, seconds: tuple[float, float], target: int | None = None) -> None:
-    """One line: records a second, their spread, and what they are held against."""
+def show(what: str, rates: Rates, target: int | None = None) -> None:
+    """One line: samples a second, their spread, and what they are held against."""
     aim = f"  (at least {target:,})" if target else ""
-    print(f"{what:<62}{count / seconds[0]:>10,.0f}/s  slowest run {count / seconds[1]:>8,.0f}/s{aim}")
+    spread = f"{min(rates):,.0f} - {max(rates):,.0f}"
+    print(f"{what:<62}{statistics.median(rates):>10,.0f}{spread:>20}{aim}")
 
 
 def raw_reads(corpus: Corpus) -> None:
@@ -174,8 +178,8 @@ def raw_reads(corpus: Corpus) -> None:
                 corpus.features(stream, part)
 
     for stream in corpus.streams:
-        show(f"raw records of {stream}, {READ} at a time", count, best(partial(raw, stream)), 20_000)
-    show("samples with both streams, decoded", count, best(decoded))
+        show(f"raw records of {stream}, {READ} at a time", rates_of(count, partial(raw, stream)), 20_000)
+    show("samples with both streams, decoded", rates_of(count, decoded))
     print()
 
 
@@ -200,7 +204,7 @@ def through_tfds(root: Path, count: int) -> None:
             ("TFDS, face@8: features, two threads", tensor_only, 10_000),
         ):
             work = partial(read_all, pool, read, count)
-            show(f"{what}, {TFDS_READ} at a time", count, best(work), target)
+            show(f"{what}, {TFDS_READ} at a time", rates_of(count, work), target)
     print()
 
 
@@ -227,12 +231,9 @@ def tokenised_and_packed(config: RunConfig, tokenizer: Tokenizer, data: RunData,
         step = last
     batches.close()
     mean = data.plan.tokens.mean()
-    print(
-        f"{f'tokenised and packed, {mean:.0f} tokens a sample, {config.data.threads} threads':<62}"
-        f"{max(rates):>10,.0f}/s  slowest pass {min(rates):>7,.0f}/s  (at least 5,000)"
-    )
+    show(f"tokenised and packed, {mean:.0f} tokens a sample, {config.data.threads} threads", rates, 5_000)
     print(f"memory after each of {passes} passes: {', '.join(f'{size / 1e6:,.0f} MB' for size in held)}\n")
-    return max(rates), min(rates)
+    return rates
 
 
 def memory() -> int:
@@ -283,9 +284,8 @@ def clip_by_clip(folder: Path, tokenizer: Tokenizer, data: RunData, count: int) 
                 shape = BatchShape(len(rows), longest, longest, 1, layout_size(data.tables[0].ask.layout), shapes)
                 collate_rows(rows, shape)
 
-        seconds = best(work)
-        rates[streams] = len(found) / seconds[0], len(found) / seconds[1]
-        show(f"media clip by clip, batches of 3: {', '.join(streams)}", len(found), seconds)
+        rates[streams] = rates_of(len(found), work)
+        show(f"media clip by clip, batches of 3: {', '.join(streams)}", rates[streams])
     return rates["face@8", "audio@8"]
 
 

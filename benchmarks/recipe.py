@@ -16,10 +16,12 @@ import statistics
 import subprocess
 import sys
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from affectgpt_jax.config import load_config
 from affectgpt_jax.errors import UserError
@@ -112,13 +114,19 @@ def run(args: argparse.Namespace, way: Way, seed: int) -> dict[str, Any]:
             code = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
         if code:
             raise UserError(f"{way.name}, seed {seed}: training failed, see {log}")
-    curves = read_record(folder).curves
-    losses = [float(x) for x in curves["validation_loss"] if x == x][: args.points]
+    losses = held_out(read_record(folder).curves, [args.samples * (i + 1) / args.points for i in range(args.points)])
     print(
         f"{way.name}, seed {seed}: {steps} steps of {batch:.1f} samples at {rate:.3g}: {losses[-1]:.4f}",
         file=sys.stderr,
     )
     return {"steps": steps, "batch": batch, "rate": rate, "losses": losses}
+
+
+def held_out(curves: Mapping[str, np.ndarray], samples: Sequence[float]) -> list[float]:
+    """Held-out losses after so many samples, on straight lines between those that were measured."""
+    counted, measured = (~np.isnan(curves[name]) for name in ("samples", "validation_loss"))
+    gone = np.interp(curves["step"][measured], curves["step"][counted], curves["samples"][counted])
+    return np.interp(samples, gone, curves["validation_loss"][measured]).tolist()
 
 
 def steps_for(name: str, changes: Sequence[str], samples: int) -> int:

@@ -267,6 +267,7 @@ def run_step(step: str, side: str, folder: Path) -> Took:
     command = [sys.executable, __file__, "--step", step, "--side", side, "--folder", str(folder)]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
+        "TQDM_DISABLE": "1",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={HOSTS}",
     }
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)

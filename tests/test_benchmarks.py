@@ -191,7 +191,7 @@ def test_weights(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_input_pipeline(tmp_path: Path) -> None:
     told = _bench("input_pipeline", "--samples", "300", "--passes", "2", "--clips", "3")
-    rates = [float(rate.replace(",", "")) for rate in re.findall(r"([\d,]+)/s  slowest", told)]
+    rates = [float(rate.replace(",", "")) for rate in re.findall(r" ([\d,]+) +[\d,]+ - [\d,]+(?:  \(|$)", told, re.M)]
     assert len(rates) == 8
     assert min(rates) > 0
     ratio, least, most = re.findall(r"clip by clip: ([\d,]+)x \(([\d,]+) - ([\d,]+)\)", told)[0]
@@ -271,6 +271,9 @@ def test_recipe(tmp_path: Path) -> None:
     assert (original["steps"], original["rate"]) == (8, 1e-3)
     assert 1 < packed["steps"] < 8
     assert packed["rate"] == pytest.approx(1e-3 * (24 / packed["steps"] / 3) ** 0.5)
+    lines = (tmp_path / "runs/recipe/original-0/metrics.jsonl").read_text().splitlines()
+    measured = {line["step"]: line.get("validation_loss") for line in map(json.loads, lines)}
+    assert original["losses"] == [measured[4], measured[8]]  # after 12 and 24 samples
     for way, result in found.items():
         assert len(result["losses"]) == 2
         (line,) = (line for line in told.splitlines() if line.startswith(way))

@@ -150,6 +150,15 @@ def test_parts_are_cut_from_what_they_need(path: str) -> None:
         assert read == (found.size if path != "conv/kernel" else whole.size)
 
 
+def test_wide_matrices_are_turned_whole() -> None:
+    """Wider than what is turned at a time, and not a multiple of it."""
+    table = Table("wide", [Row("layers/kernel", "{layer}.weight", ("embed", "mlp"), (1, 0))])
+    theirs = np.arange(2 * 300 * 5, dtype=np.float32).reshape(2, 300, 5)
+    shapes = {"layers": {"kernel": jax.ShapeDtypeStruct((2, 5, 300), np.float32)}}
+    tree = read_tree(table, shapes, {f"{layer}.weight": theirs[layer] for layer in range(2)}, "here")
+    np.testing.assert_array_equal(tree["layers"]["kernel"], theirs.transpose(0, 2, 1))
+
+
 def test_sharded_leaves_are_made_device_by_device() -> None:
     mesh = jax.make_mesh((1,), ("x",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
