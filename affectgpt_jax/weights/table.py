@@ -191,7 +191,12 @@ def read_part(
     index = tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))
     if places[0][1].layer is None:
         ((name, entry),) = places
-        return entry.row.read(source[name], entry.shape, index).astype(dtype, order="C", copy=False)
+        part = entry.row.read(source[name], entry.shape, index)
+        if part.flags.c_contiguous:
+            return part.astype(dtype, copy=False)
+        out = np.empty(part.shape, dtype)
+        _copy(part, out)
+        return out
     layers, rest = range(shape[0])[index[0]], index[1:]
     out = np.empty((len(layers), *(len(range(size)[part]) for part, size in zip(rest, shape[1:], strict=True))), dtype)
     for slot, layer in enumerate(layers):

@@ -151,12 +151,19 @@ def test_parts_are_cut_from_what_they_need(path: str) -> None:
 
 
 def test_wide_matrices_are_turned_whole() -> None:
-    """Wider than what is turned at a time, and not a multiple of it."""
-    table = Table("wide", [Row("layers/kernel", "{layer}.weight", ("embed", "mlp"), (1, 0))])
+    """Wider than what is turned at a time, and not a multiple of it; of layers and alone."""
+    swapped = Row("layers/kernel", "{layer}.weight", ("embed", "mlp"), (1, 0))
+    table = Table("wide", [swapped, swapped._replace(path="head", name="head.weight")])
     theirs = np.arange(2 * 300 * 5, dtype=np.float32).reshape(2, 300, 5)
-    shapes = {"layers": {"kernel": jax.ShapeDtypeStruct((2, 5, 300), np.float32)}}
-    tree = read_tree(table, shapes, {f"{layer}.weight": theirs[layer] for layer in range(2)}, "here")
+    shapes = {
+        "layers": {"kernel": jax.ShapeDtypeStruct((2, 5, 300), np.float32)},
+        "head": jax.ShapeDtypeStruct((5, 300), np.float32),
+    }
+    source = {"0.weight": theirs[0], "1.weight": theirs[1], "head.weight": theirs[1]}
+    tree = read_tree(table, shapes, source, "here")
     np.testing.assert_array_equal(tree["layers"]["kernel"], theirs.transpose(0, 2, 1))
+    np.testing.assert_array_equal(tree["head"], theirs[1].T)
+    assert tree["head"].flags.c_contiguous
 
 
 def test_sharded_leaves_are_made_device_by_device() -> None:
