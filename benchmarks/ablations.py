@@ -129,6 +129,8 @@ def main() -> None:
         for _ in range(args.runs):
             for variant, results in found.items():
                 results.append(run(args.shape, variant, name))
+                if not found["shipped"][0]:
+                    sys.exit("nothing to hold the others against")
         traced = run(args.shape, "shipped", name, "--trace", str(args.trace)) if args.trace else {}
     show(args, found)
     if traced:
@@ -142,12 +144,15 @@ def main() -> None:
 def run(shape: str, variant: str, folder: str, *more: str) -> dict[str, Any]:
     """Measure a variant in a process of its own; empty if it failed, which is told."""
     command = [sys.executable, __file__, "--shape", shape, "--variant", variant, "--folder", folder, *more]
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {VARIANTS[variant].flags}"
+    # XLA takes what does not begin with a dash, a space too, for the name of a file.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {VARIANTS[variant].flags}".strip()
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"XLA_FLAGS": flags})
     if ran.returncode:
         print(f"{variant}: failed: {' '.join(ran.stderr.strip().splitlines()[-1:])}", file=sys.stderr)
         return {}
-    return json.loads(ran.stdout.splitlines()[-1])
+    result = json.loads(ran.stdout.splitlines()[-1])
+    print(f"{variant}: {result['rate']:.2f} samples/s", file=sys.stderr)
+    return result
 
 
 def show(args: argparse.Namespace, found: Mapping[str, Sequence[dict[str, Any]]]) -> None:

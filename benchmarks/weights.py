@@ -273,7 +273,9 @@ def run_step(step: str, side: str, folder: Path) -> Took:
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"the step {step!r} failed")
-    return Took(**json.loads(done.stdout.splitlines()[-1]))
+    took = Took(**json.loads(done.stdout.splitlines()[-1]))
+    print(f"{STEPS[step].title}, {side}: {took.seconds:.1f} s", file=sys.stderr)
+    return took
 
 
 def measure(step: str, side: str, folder: Path) -> None:

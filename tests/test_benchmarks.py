@@ -239,6 +239,7 @@ def test_xla_knows_the_flags_of_the_variants() -> None:
 def _bench(name: str, *words: str) -> str:
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *words]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "160"}
+    environment.pop("XLA_FLAGS", None)  # as a user starts them
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout

@@ -61,6 +61,7 @@ def compare(
             list(_pieces("prepare", folder))
         turns = [side for _ in range(args.runs) for side in ("torch", "ours")]
         for side in [*turns, "again"] if again else turns:
+            started = time.perf_counter()
             result: dict[str, Any] = {}
             found.setdefault(side, []).append(result)
             with closing(_pieces("ours" if side == "again" else side, folder)) as pieces:
@@ -68,6 +69,8 @@ def compare(
                     result.update(piece)
                     if args.json is not None:
                         _write(args.json, found)
+            took = time.perf_counter() - started
+            print(f"{side}, run {len(found[side])}: measured in {took:.0f} s", file=sys.stderr)
     show(args, found)
 
 
