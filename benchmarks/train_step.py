@@ -18,8 +18,8 @@ in memory. Needs the extra [torch].
                rates of adapters' training.
 
 Warming up does not count; the first step, with what it compiles, is shown apart, and so is the time from a process's
-start to its first step in the loop, weights read from files on both sides: of our first run nothing is in the
-compilation cache, of the others everything is; after a single run one more is started for that.
+start to its first step in the loop, weights read from files on both sides: of ours with nothing in the compilation
+cache, and begun once more with everything there.
 
   python benchmarks/train_step.py --shape 7b      # on a GPU
 """
@@ -39,7 +39,6 @@ from common.sides import (
     Found,
     Pieces,
     add_arguments,
-    cold_and_warm,
     compare,
     hubert_features,
     tower_kinds,
@@ -105,7 +104,7 @@ def main() -> None:
     for key in ("dtype", "steps", "rows", "row_length", "accumulate"):
         if getattr(args, key) is None:
             setattr(args, key, SHAPES[args.shape][key])
-    compare(args, theirs, ours, show, prepare, again=args.runs == 1)
+    compare(args, theirs, ours, show, prepare, again=True)
 
 
 def show(args: argparse.Namespace, found: Found) -> None:
@@ -154,13 +153,16 @@ def show(args: argparse.Namespace, found: Found) -> None:
     print(
         f"ours, natural, waited for data: {statistics.median(waits):.2%} of the time ({waits[0]:.2%} - {waits[-1]:.2%})"
     )
-    begun = (found["torch"], *cold_and_warm(found))
-    usual, (cold,), warm = (sorted(result["start"] for result in results) for results in begun)
+    usual, cold, warm = (sorted(result["start"] for result in found[side]) for side in ("torch", "ours", "again"))
     middle = statistics.median(usual)
+
+    def start(seconds: list[float]) -> str:
+        ours = statistics.median(seconds)
+        return f"{ours:.1f} s ({seconds[0]:.1f} - {seconds[-1]:.1f}; {middle / ours:.2f}x)"
+
     print(
         f"from a process's start to its first step: torch {middle:.1f} s ({usual[0]:.1f} - {usual[-1]:.1f}), ours "
-        f"{cold:.1f} s ({middle / cold:.2f}x) with nothing in the compilation cache, {statistics.median(warm):.1f} s "
-        f"({warm[0]:.1f} - {warm[-1]:.1f}; {middle / statistics.median(warm):.2f}x) with it"
+        f"{start(cold)} with nothing in the compilation cache, {start(warm)} with it"
     )
     off = [_off(*pair) for pair in zip(torch["features"], ours["features"], strict=True)]
     print(f"features of the first crop and clip of sound: off by {off[0]:.1e}, {off[1]:.1e} of the largest")
@@ -497,7 +499,7 @@ def ours(args: argparse.Namespace) -> Pieces:
     from affectgpt_jax.weights.networks import TRAINED
     from affectgpt_jax.weights.table import nest, paths, read_tree
 
-    jax.config.update("jax_compilation_cache_dir", str(args.folder / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", str(args.folder / f"compiled-{args.turn}"))
     shape = SHAPES[args.shape]
     folders = {name: str(args.folder / name) for name in ("language", "vision", "audio")}
     decoder = DecoderConfig.from_hf(part_config(folders["language"], "language"))

@@ -9,14 +9,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 Pieces = Iterator[dict[str, Any]]
 """What a side finds, piece by piece as it is known; JSON can hold it."""
 Found = dict[str, list[Any]]
-"""What each side gave, run by run, and under "again" what one more of ours gave until its first piece."""
+"""What each side gave, run by run, and under "again" what ours gave until its first piece when begun once more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=("prepare", "torch", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--turn", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--spawned", type=float, help=argparse.SUPPRESS)
 
 
@@ -46,7 +47,7 @@ def compare(
       ours: the other one.
       show: prints what both gave.
       prepare: writes what both read into `args.folder`, in a process of its own.
-      again: begin one more of ours and stop it after its first piece.
+      again: in each turn begin ours once more, with the same `args.turn`, and stop it after its first piece.
     """
     if prepare and args.side == "prepare":
         prepare(args)
@@ -58,25 +59,26 @@ def compare(
     found: Found = {"torch": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
         if prepare:
-            list(_pieces("prepare", folder))
-        turns = [side for _ in range(args.runs) for side in ("torch", "ours")]
-        for side in [*turns, "again"] if again else turns:
+            list(_pieces("prepare", 0, folder))
+        sides = ("torch", "ours", "again") if again else ("torch", "ours")
+        for turn, side in product(range(args.runs), sides):
             started = time.perf_counter()
             result: dict[str, Any] = {}
             found.setdefault(side, []).append(result)
-            with closing(_pieces("ours" if side == "again" else side, folder)) as pieces:
+            with closing(_pieces("ours" if side == "again" else side, turn, folder)) as pieces:
                 for piece in islice(pieces, 1) if side == "again" else pieces:
                     result.update(piece)
                     if args.json is not None:
                         _write(args.json, found)
             took = time.perf_counter() - started
-            print(f"{side}, run {len(found[side])}: measured in {took:.0f} s", file=sys.stderr)
+            print(f"{side}, run {turn + 1}: measured in {took:.0f} s", file=sys.stderr)
     show(args, found)
 
 
-def _pieces(side: str, folder: str) -> Pieces:
+def _pieces(side: str, turn: int, folder: str) -> Pieces:
     """What a side prints; closed before its end, it is stopped."""
-    command = [sys.executable, *sys.argv, "--side", side, "--folder", folder, "--spawned", str(time.time())]
+    command = [sys.executable, *sys.argv, "--side", side, "--turn", str(turn), "--folder", folder]
+    command += ["--spawned", str(time.time())]
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as running,
@@ -121,11 +123,6 @@ def show_rates(
         extra = "" if tokens is None else f"{rate * tokens:>10.0f}"
         spread = f"{values[0]:.3f} - {values[-1]:.3f}"
         print(f"{side + ', ' + way:<32}{rate:>12.3f}{spread:>20}{extra}{rate / middle:>35.2f}x")
-
-
-def cold_and_warm(found: Found) -> tuple[list[Any], list[Any]]:
-    """Our run that began with nothing compiled, and those that found all of it in the compilation cache."""
-    return found["ours"][:1], found["ours"][1:] + found.get("again", [])
 
 
 def tower_kinds() -> dict[str, Any]:
